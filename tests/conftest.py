@@ -1,0 +1,84 @@
+"""What every test may use: free ports, state directories, and running clusters that tests share."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import RunningCluster, local_config, simulated_config, start_cluster, stop_cluster
+
+TESTS = Path(__file__).parent
+# Fast ones first: a broken rule shows in seconds, before the first engine starts.
+ORDER = ("unit", "property", "simulation", "integration", "faults")
+# What is under these folders runs real processes, so it is marked `integration` without every file saying so.
+REAL_PROCESSES = ("integration", "faults")
+
+
+def _folder_of(item: pytest.Item) -> str:
+    if not item.path.is_relative_to(TESTS):
+        return ""
+    return item.path.relative_to(TESTS).parts[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order by folder, slow ones last within each, and mark what runs real processes."""
+    for item in items:
+        if _folder_of(item) in REAL_PROCESSES:
+            item.add_marker(pytest.mark.integration)
+
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        folder = _folder_of(item)
+        place = ORDER.index(folder) if folder in ORDER else len(ORDER)
+        return place, item.get_closest_marker("slow") is not None
+
+    items.sort(key=rank)
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listened on a moment ago."""
+    return _port()
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """An empty folder for a cluster's state (keys, traces, logs), private to the test."""
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """The embedded default with real engines. Shared: leave it as you found it, all models ready."""
+    state_dir: Path = tmp_path_factory.mktemp("cluster") / "state"
+    cluster = start_cluster(local_config(), state_dir, _port())
+    yield cluster
+    stop_cluster(cluster.env)
+
+
+@pytest.fixture(scope="session")
+def simulated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """Two simulated models, the second a quick one; keys required, little patience with slow clients."""
+    state_dir: Path = tmp_path_factory.mktemp("simulated") / "state"
+    config = simulated_config("alpha", "beta") | {
+        "keys": {"required": True},
+        "ingress": {"limits": {"slow_client_timeout_s": 3}},
+    }
+    models = config["models"]
+    assert isinstance(models, dict)
+    models["beta"]["engine"]["simulated"] = {"decode_step_base_s": 0.002, "decode_step_per_seq_s": 0}
+    cluster = start_cluster(config, state_dir, _port())
+    yield cluster
+    stop_cluster(cluster.env)
