@@ -1,0 +1,1 @@
+"""The control plane: pure decisions. Imports neither ray, vllm nor torch."""

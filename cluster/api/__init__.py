@@ -1,0 +1,1 @@
+"""What a user can send, bounded, and the errors that say so."""

@@ -1,0 +1,1 @@
+"""The config of a cluster: its model, its checks, and reading it."""

@@ -1,0 +1,1 @@
+"""Which model takes a request, and why."""

@@ -1,0 +1,131 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config.load import parse_config
+from cluster.config.mistakes import ConfigError
+
+
+def base() -> dict[str, Any]:
+    return {
+        "models": {
+            "dense": {
+                "kind": "dense",
+                "roles": ["strong", "fast", "fluency"],
+                "source": "embedded:dense",
+                "engine": {"max_model_len": 2048},
+            },
+            "moe": {"kind": "sparse", "roles": ["code"], "source": "hf:org/name@main"},
+            "encoder": {"kind": "encoder", "roles": ["embedding"], "source": "embedded:encoder"},
+            "hosted": {
+                "kind": "external",
+                "roles": ["big"],
+                "upstream": {"base_url": "https://example.com/v1", "model": "m"},
+            },
+        },
+        "contracts": {
+            "strong": {"max_prompt_tokens": 1024, "max_completion_tokens": 512, "fallback": ["code"]},
+            "code": {"max_prompt_tokens": 1024, "max_completion_tokens": 512, "fallback": ["big"]},
+        },
+    }
+
+
+def paths(config: dict[str, Any]) -> set[str]:
+    try:
+        parse_config(yaml.safe_dump(config), "test")
+    except ConfigError as error:
+        return {mistake.path for mistake in error.mistakes}
+    return set()
+
+
+def test_the_base_has_no_mistakes() -> None:
+    assert paths(base()) == set()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("models.auto", {"kind": "dense", "roles": ["x"], "source": "embedded:a"}, "models.auto"),
+        ("models.strong", {"kind": "dense", "roles": ["x"], "source": "embedded:a"}, "models.strong"),
+        ("models.verifier", {"kind": "dense", "roles": ["x"], "source": "embedded:a"}, "models.verifier"),
+        ("models.dense.source", None, "models.dense.source"),
+        ("models.dense.upstream", {"base_url": "https://e.com", "model": "m"}, "models.dense.upstream"),
+        ("models.hosted.source", "embedded:dense", "models.hosted.source"),
+        ("models.hosted.upstream", None, "models.hosted.upstream"),
+        ("models.hosted.upstream.base_url", "http://example.com/v1", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "https://u:p@example.com/v1", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "ftp://example.com/v1", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "https://example.com:99999/v1", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "https://example.com/v1?a=b", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "https://exa mple.com/v1", "models.hosted.upstream.base_url"),
+        ("models.hosted.upstream.base_url", "https://", "models.hosted.upstream.base_url"),
+        ("models.dense.roles", ["strong", "fast", "fluency", "fast"], "models.dense.roles.3"),
+        ("models.dense.roles", ["strong", "fast", "fluency", "embedding"], "models.dense.roles.3"),
+        ("models.encoder.roles", ["embedding", "verifier"], "models.encoder.roles.1"),
+        ("models.dense.engine.type", "encoder", "models.dense.engine.type"),
+        ("models.encoder.engine", {"type": "vllm"}, "models.encoder.engine.type"),
+        ("models.encoder.engine", {"tool_parser": "hermes"}, "models.encoder.engine.tool_parser"),
+        ("models.hosted.engine", {"kv_cache_bytes": 2**30}, "models.hosted.engine.kv_cache_bytes"),
+        ("models.dense.engine.simulated", {"seed": 3}, "models.dense.engine.simulated"),
+        ("models.dense.engine.expert_parallel", True, "models.dense.engine.expert_parallel"),
+        ("models.moe.engine", {"expert_parallel": True}, "models.moe.engine.expert_parallel"),
+        ("models.dense.engine.kv_window_tokens", 4096, "models.dense.engine.kv_window_tokens"),
+        ("models.dense.engine.max_num_batched_tokens", 16, "models.dense.engine.max_num_batched_tokens"),
+        ("models.dense.engine.tensor_parallel_size", 2, "models.dense.replicas.gpus"),
+        ("models.dense.replicas", {"min": 3, "max": 2}, "models.dense.replicas.min"),
+        ("models.dense.replicas", {"target_ongoing_requests": 65}, "models.dense.replicas.target_ongoing_requests"),
+        ("models.dense.replicas", {"cpu_cores": "3-1"}, "models.dense.replicas.cpu_cores"),
+        ("models.dense.replicas", {"cpu_cores": "0", "omp_threads": 2}, "models.dense.replicas.omp_threads"),
+        ("contracts.verifier", {"max_prompt_tokens": 9, "max_completion_tokens": 9}, "contracts.verifier"),
+        ("contracts.strong.latency_target_s", 121, "contracts.strong.latency_target_s"),
+        ("contracts.strong.max_prompt_tokens", 1537, "contracts.strong.max_prompt_tokens"),
+        ("contracts.strong.fallback", ["code", "code"], "contracts.strong.fallback.1"),
+        ("contracts.strong.fallback", ["code", "nobody"], "contracts.strong.fallback.1"),
+        ("contracts.strong.fallback", ["encoder"], "contracts.strong.fallback.0"),
+        ("contracts.strong.fallback", ["embedding"], "contracts.strong.fallback.0"),
+        ("contracts.strong.fallback", ["strong"], "contracts.strong.fallback.0"),
+        ("contracts.code.fallback", ["big", "strong"], "contracts.code.fallback.1"),
+        ("routing", {"code_role": "nobody"}, "routing.code_role"),
+        ("routing", {"default_role": "embedding"}, "routing.default_role"),
+        ("ingress", {"limits": {"prompt_bytes": 2_000_000}}, "ingress.limits.prompt_bytes"),
+        ("ray", {"address": "auto", "num_cpus": 2}, "ray.num_cpus"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_found(field: str, value: object, expected: str) -> None:
+    config = base()
+    holder: dict[str, Any] = config
+    *steps, last = field.split(".")
+    for step in steps:
+        holder = holder[step]
+    holder[last] = value
+    assert expected in paths(config)
+
+
+def test_a_window_lets_prompts_be_longer_than_the_model() -> None:
+    config = base()
+    config["models"]["dense"]["engine"]["kv_window_tokens"] = 1024
+    config["contracts"]["strong"]["max_prompt_tokens"] = 100_000
+    assert paths(config) == set()
+    config["contracts"]["strong"]["max_completion_tokens"] = 1024
+    assert paths(config) == {"contracts.strong.max_completion_tokens"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.com"])
+def test_beyond_loopback_keys_are_needed(host: str) -> None:
+    config = base() | {"ingress": {"host": host}}
+    assert parse_config(yaml.safe_dump(config), "test").keys_required
+    config["keys"] = {"required": False}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(yaml.safe_dump(config), "test")
+    (mistake,) = caught.value.mistakes
+    assert mistake.path == "keys.required"
+    assert "pointsman keys add" in (mistake.remedy or "")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_on_loopback_keys_are_a_choice(host: str) -> None:
+    config = base() | {"ingress": {"host": host}}
+    assert not parse_config(yaml.safe_dump(config), "test").keys_required
+    config["keys"] = {"required": True}
+    assert parse_config(yaml.safe_dump(config), "test").keys_required

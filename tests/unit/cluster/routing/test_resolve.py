@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.api.chat import parse_chat
+from cluster.api.embedding import parse_embedding
+from cluster.api.errors import ApiError
+from cluster.config.ingress import LimitsConfig
+from cluster.config.load import parse_config
+from cluster.routing.resolve import resolve
+from cluster.routing.signals import ModelHealth, RequestSignals, signals_of
+
+CONFIG = parse_config((Path(__file__).parents[4] / "infra" / "clusters" / "local.yaml").read_text(), "local.yaml")
+PLAIN = RequestSignals(embedding=False, prompt_tokens=500, max_tokens=None, code_like=False)
+SHORT = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50, code_like=False)
+CODE = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50, code_like=True)
+VECTORS = RequestSignals(embedding=True, prompt_tokens=20, max_tokens=None, code_like=False)
+DOWN = ModelHealth(0, "its engine is starting")
+
+
+@pytest.mark.parametrize(
+    ("asked", "signals", "model", "role", "code"),
+    [
+        ("dense", PLAIN, "dense", None, "named_model"),
+        ("fluency", PLAIN, "sparse", "fluency", "named_role"),
+        ("auto", PLAIN, "dense", "strong", "auto_default"),
+        ("auto", SHORT, "mini", "fast", "auto_fast"),
+        ("auto", CODE, "sparse", "code", "auto_code"),
+        ("auto", VECTORS, "encoder", "embedding", "auto_embedding"),
+        ("embedding", VECTORS, "encoder", "embedding", "named_role"),
+    ],
+)
+def test_names_roles_and_the_rule(asked: str, signals: RequestSignals, model: str, role: str | None, code: str) -> None:
+    decision = resolve(asked, signals, CONFIG, {})
+    assert (decision.model, decision.role, decision.reason_code) == (model, role, code)
+    assert decision.candidates[0] == model
+    assert decision.reason
+
+
+def test_an_open_ended_request_is_not_bound_by_latency() -> None:
+    signals = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=None, code_like=False)
+    assert resolve("auto", signals, CONFIG, {}).model == "dense"
+
+
+def test_an_unhealthy_model_is_replaced_along_the_chain_with_a_reason() -> None:
+    decision = resolve("strong", PLAIN, CONFIG, {"dense": DOWN, "mini": ModelHealth(1)})
+    assert decision.candidates == ("dense", "sparse", "mini")
+    assert (decision.model, decision.fallbacks) == ("sparse", ("mini",))
+    assert decision.reason_code == "named_role_fallback"
+    assert "dense is not ready (its engine is starting); fell back to sparse" in decision.reason
+    assert resolve("dense", PLAIN, CONFIG, {"dense": DOWN, "sparse": DOWN}).model == "mini"
+
+
+def test_without_any_replica_the_answer_is_503_with_a_time() -> None:
+    with pytest.raises(ApiError) as caught:
+        resolve("strong", PLAIN, CONFIG, {"dense": DOWN, "sparse": DOWN, "mini": DOWN})
+    assert (caught.value.status, caught.value.headers) == (503, {"retry-after": "2"})
+    with pytest.raises(ApiError) as caught:
+        resolve("encoder", VECTORS, CONFIG, {"encoder": DOWN})
+    assert caught.value.status == 503
+
+
+def test_an_unknown_name_is_404_and_lists_the_known_ones() -> None:
+    with pytest.raises(ApiError) as caught:
+        resolve("canary-model", PLAIN, CONFIG, {})
+    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+    assert "dense, encoder, mini, sparse" in caught.value.message
+    assert "canary" not in caught.value.body().decode()
+
+
+@pytest.mark.parametrize("asked", ["dense", "strong"])
+def test_embeddings_asked_of_a_chat_model_name_the_encoder(asked: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        resolve(asked, VECTORS, CONFIG, {})
+    assert caught.value.status == 400
+    assert "use encoder" in caught.value.message
+
+
+@pytest.mark.parametrize("asked", ["encoder", "embedding"])
+def test_chat_asked_of_the_encoder_names_the_chat_models(asked: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        resolve(asked, PLAIN, CONFIG, {})
+    assert caught.value.status == 400
+    assert "use dense or sparse or mini" in caught.value.message
+
+
+def test_a_cluster_without_encoder_says_so() -> None:
+    models = {name: model for name, model in CONFIG.models.items() if name != "encoder"}
+    config = CONFIG.model_copy(update={"models": models})
+    with pytest.raises(ApiError, match="has no encoder"):
+        resolve("auto", VECTORS, config, {})
+    with pytest.raises(ApiError, match="has none that does"):
+        resolve("dense", VECTORS, config, {})
+
+
+def test_signals_are_read_from_requests() -> None:
+    limits = LimitsConfig()
+    body = {"model": "auto", "max_tokens": 9, "messages": [{"role": "user", "content": "```python\nprint(1)\n```"}]}
+    signals = signals_of(parse_chat(body, limits))  # type: ignore[arg-type]
+    assert (signals.embedding, signals.max_tokens, signals.code_like) == (False, 9, True)
+    assert signals_of(parse_embedding({"model": "e", "input": "x"}, limits)).embedding
