@@ -1,0 +1,14 @@
+"""Names under which the cluster's parts find each other in Ray Serve."""
+
+from __future__ import annotations
+
+INGRESS_APPLICATION = "ingress"
+INGRESS_DEPLOYMENT = "Ingress"
+MODEL_DEPLOYMENT = "ModelReplica"
+
+_MODEL_PREFIX = "model-"
+
+
+def model_application_name(model: str) -> str:
+    """The Serve application of a model."""
+    return f"{_MODEL_PREFIX}{model}"
