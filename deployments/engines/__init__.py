@@ -1,0 +1,1 @@
+"""Engines: what computes tokens. One protocol, several implementations."""

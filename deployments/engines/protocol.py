@@ -1,0 +1,132 @@
+"""The one protocol that every engine speaks, and the typed messages that cross it.
+
+A replica owns exactly one engine. It hands the engine validated OpenAI request bodies and gets OpenAI responses back:
+a JSON body for plain requests, encoded server-sent events through `emit` for streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from cluster.api.json_body import JsonObject
+
+Emit = Callable[[bytes], None]
+"""Takes one or more whole server-sent events, encoded (`data: {...}\\n\\n`). Never blocks, never raises.
+
+The closing `data: [DONE]` is not among them: the ingress writes it once the reply says that the answer is whole.
+"""
+
+
+class Endpoint(StrEnum):
+    """Which OpenAI endpoint a request came in on."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request for one engine. `body["stream"]` says whether events go through `emit`."""
+
+    request_id: str
+    endpoint: Endpoint
+    body: JsonObject
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    """W3C trace context (`traceparent`, `tracestate`) of the span that the engine's own span is a child of."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Token counts of one finished request. `truncated_turns` and `truncated_tokens` left by the sliding window."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    truncated_turns: int = 0
+    truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReply:
+    """How a request ended.
+
+    An engine emits no error events: an answer that breaks off comes back as a 5xx with an OpenAI error body.
+
+    Plain request: `status` and the JSON `body`. Stream: `status` 200 and an empty body once all events were emitted;
+    a request refused before its first event has the error's status and its OpenAI error body.
+    """
+
+    status: int
+    body: bytes = b""
+    usage: TokenUsage = TokenUsage()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine knows about itself, cheap enough to read four times a second."""
+
+    running: int = 0
+    """Requests in the running batch."""
+    waiting: int = 0
+    """Requests queued inside the engine."""
+    kv_usage: float = 0.0
+    """Fraction of KV blocks in use, 0 to 1."""
+    kv_blocks: int = 0
+    """KV blocks in the pool."""
+    kv_block_tokens: int = 0
+    """Tokens that a block holds."""
+    preemptions: int = 0
+    """Preemptions since start."""
+    prefix_queries: int = 0
+    """Tokens looked up in the prefix cache since start."""
+    prefix_hits: int = 0
+    """Of these, tokens found."""
+    prompt_tokens: int = 0
+    """Prompt tokens processed since start."""
+    generated_tokens: int = 0
+    """Tokens generated since start."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine cannot serve any more; its owner must end and be replaced."""
+
+
+class EngineStartError(RuntimeError):
+    """The engine could not start. The message names the model, the cause and a remedy."""
+
+    log_safe = True
+    """No request exists yet whose text it could hold, so logs may show it."""
+
+
+class Engine(Protocol):
+    """An engine as a replica sees it. All coroutines run on the replica's event loop and never block it."""
+
+    kind: str
+    """`vllm`, `simulated`, `encoder` or `external`; shown in `/v1/models`, responses and reports."""
+
+    async def start(self) -> None:
+        """Load the model. Raises `EngineStartError`."""
+
+    async def run(self, request: EngineRequest, emit: Emit) -> EngineReply:
+        """Serve one request to its end. Cancelling the awaiting task frees all that the request holds.
+
+        Raises `EngineDeadError` if the engine died; anything a user can cause comes back as an `EngineReply` with a
+        4xx status.
+        """
+
+    def stats(self) -> EngineStats:
+        """A snapshot; never blocks."""
+
+    async def heartbeat(self) -> None:
+        """Returns once the engine has answered; raises `EngineDeadError` if it is dead. The caller sets the deadline."""
+
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the engine's own child processes, empty when it runs in this process."""
+
+    async def close(self) -> None:
+        """Free everything, child processes included. Idempotent."""

@@ -1,0 +1,146 @@
+"""The engine protocol over the simulated scheduler: passes time, hands out tokens, writes OpenAI responses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cluster.api.errors import ApiError
+from cluster.config.engine import EngineConfig, SimulatedConfig
+from deployments.engines.protocol import (
+    Emit,
+    EngineDeadError,
+    EngineReply,
+    EngineRequest,
+    EngineStats,
+)
+from deployments.engines.simulated.active import Active
+from deployments.engines.simulated.clock import Clock, RealClock, VirtualClock
+from deployments.engines.simulated.core import Bounds, Costs, Scheduler
+from deployments.engines.simulated.requests import read_work
+from deployments.engines.simulated.responses import Writer, shown_name
+
+MAX_SEQUENCES: Final = 20_000
+"""Sequences that the engine holds, waiting ones included; past that it answers 503, so that its memory is bounded."""
+
+_DEFAULT_BATCHED_TOKENS: Final = 2048
+
+
+class SimulatedEngine:
+    """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
+
+    kind = "simulated"
+
+    def __init__(self, name: str, config: EngineConfig, clock: Clock | None = None) -> None:
+        settings = config.simulated or SimulatedConfig()
+        self._name = name
+        self._seed = settings.seed
+        self._clock: Clock = clock or (VirtualClock() if settings.clock == "virtual" else RealClock())
+        bounds = Bounds(
+            kv_blocks=settings.kv_blocks,
+            kv_block_tokens=settings.kv_block_tokens,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens or _DEFAULT_BATCHED_TOKENS,
+            prefix_caching=config.prefix_caching,
+        )
+        self._bounds = bounds
+        pool = bounds.kv_blocks * bounds.kv_block_tokens
+        self._max_model_len = min(config.max_model_len or pool, config.kv_window_tokens or pool, pool)
+        costs = Costs(settings.prefill_tokens_per_s, settings.decode_step_base_s, settings.decode_step_per_seq_s)
+        self._scheduler = Scheduler(bounds, costs)
+        self._active: dict[str, Active] = {}
+        self._work_came = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._serial = 0
+
+    async def start(self) -> None:
+        """Begin to pass time. There is no model to load."""
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._run(), name=f"simulated-{self._name}")
+
+    async def run(self, request: EngineRequest, emit: Emit) -> EngineReply:
+        """Serve one request; see `Engine.run`."""
+        self._check_alive()
+        try:
+            work = read_work(request.endpoint, request.body, self._seed, self._max_model_len)
+            self._check_room(len(work.prompts) * work.choices)
+        except ApiError as error:
+            return EngineReply(status=error.status, body=error.body())
+        self._serial += 1
+        writer = Writer(request.endpoint, request.request_id, shown_name(self._name), self._clock.wall())
+        # The serial keeps two requests apart that were given the same id.
+        active = Active(f"{self._serial}:{request.request_id}", work, writer, emit if work.stream else None)
+        for sequence in active.sequences:
+            self._active[sequence.key] = active
+            self._scheduler.add(sequence)
+        self._work_came.set()
+        try:
+            await active.ended
+        finally:
+            for sequence in active.sequences:
+                self._active.pop(sequence.key, None)
+                self._scheduler.cancel(sequence.key)
+        return active.reply()
+
+    def stats(self) -> EngineStats:
+        """A snapshot; never blocks."""
+        pool, counters = self._scheduler.pool, self._scheduler.counters
+        return EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_usage=pool.in_use / pool.total,
+            kv_blocks=pool.total,
+            kv_block_tokens=self._bounds.kv_block_tokens,
+            preemptions=counters.preemptions,
+            prefix_queries=counters.prefix_queries,
+            prefix_hits=counters.prefix_hits,
+            prompt_tokens=counters.prompt_tokens,
+            generated_tokens=counters.generated_tokens,
+        )
+
+    async def heartbeat(self) -> None:
+        """Returns at once while the engine runs; see `Engine.heartbeat`."""
+        self._check_alive()
+
+    def pids(self) -> tuple[int, ...]:
+        """None: it runs in this process."""
+        return ()
+
+    async def close(self) -> None:
+        """Stop passing time; requests in flight see a dead engine. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """One step after the other, each taking its time. Steps follow a schedule, so delays do not add up."""
+        due = self._clock.now()
+        try:
+            while True:
+                step = self._scheduler.begin()
+                if step is None:
+                    self._work_came.clear()
+                    await self._work_came.wait()
+                    due = self._clock.now()
+                    continue
+                due += step.duration_s
+                await self._clock.sleep_until(due)
+                for made in self._scheduler.finish(step):
+                    active = self._active.get(made.key)
+                    if active is not None and active.take(made):
+                        # A stop sequence ended this choice before its limit.
+                        self._scheduler.cancel(made.key)
+        finally:
+            dead = EngineDeadError(f"the simulated engine of model {self._name!r} has stopped")
+            for active in tuple(self._active.values()):
+                if not active.ended.done():
+                    active.ended.set_exception(dead)
+
+    def _check_alive(self) -> None:
+        if self._loop is None or self._loop.done():
+            raise EngineDeadError(f"the simulated engine of model {self._name!r} is not running")
+
+    def _check_room(self, sequences: int) -> None:
+        if len(self._active) + sequences > MAX_SEQUENCES:
+            raise ApiError(503, "engine_full", f"The engine holds {MAX_SEQUENCES} sequences; send this again later.")

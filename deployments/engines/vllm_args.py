@@ -1,0 +1,90 @@
+"""Translates a model's configuration into vLLM's own arguments and environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deployments.processes import OWNER_VARIABLE
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from cluster.config.model import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class VllmLaunch:
+    """What one engine is started with."""
+
+    name: str
+    """The model's name in the cluster; what the engine calls it in its responses."""
+    path: Path
+    """Folder of the checkpoint."""
+    model: ModelConfig
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that a process could use."""
+    return Path("/dev/nvidia0").exists()
+
+
+def engine_environment(model: ModelConfig, accelerated: bool) -> dict[str, str]:
+    """Environment variables of the replica that hosts the engine.
+
+    The worker runs inside the engine core: on few cores a core that spins on its ring buffer to the worker starves
+    everything else. Binding is per replica, because by default every engine binds itself to the same first core.
+    """
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        OWNER_VARIABLE: str(os.getpid()),
+    }
+    if not accelerated:
+        environment["OMP_NUM_THREADS"] = str(model.replicas.omp_threads)
+        if model.engine.enforce_eager:
+            # `enforce_eager` is about the model alone. vLLM compiles parts of its sampler, too, when they are first used:
+            # on a CPU the first request for log probabilities would stop the engine for up to a minute.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
+        if model.replicas.cpu_cores is not None:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = model.replicas.cpu_cores
+    if model.source is None or not model.source.startswith("hf:"):
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
+    """vLLM's arguments for a model. `kv_window_tokens` caps the length of a sequence, and with it its KV."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    engine = launch.model.engine
+    length = engine.max_model_len
+    if engine.kv_window_tokens is not None:
+        length = engine.kv_window_tokens if length is None else min(engine.kv_window_tokens, length)
+    in_process = not accelerated and engine.tensor_parallel_size == 1
+    return AsyncEngineArgs(
+        model=str(launch.path),
+        served_model_name=[launch.name],
+        dtype=engine.dtype,
+        max_model_len=length,  # type: ignore[arg-type] # None is vLLM's own default
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        kv_cache_memory_bytes=engine.kv_cache_bytes,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        enforce_eager=engine.enforce_eager,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        enable_expert_parallel=engine.expert_parallel,
+        quantization=engine.quantization,
+        enable_prefix_caching=engine.prefix_caching,
+        seed=engine.seed,
+        distributed_executor_backend="uni" if in_process else None,
+        disable_log_stats=False,
+        enable_log_requests=False,
+        trust_remote_code=False,
+    )

@@ -1,0 +1,97 @@
+"""The one place that reaches into vLLM's internals. Everything else uses its public extension points.
+
+Pinned to one release and checked at start-up: a vLLM that moved one of these parts is refused by name instead of
+misbehaving later.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deployments.engines.protocol import EngineStartError
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCore
+
+SUPPORTED_VERSION = "0.32.0"
+
+SNAPSHOT_METHOD = "pointsman_snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSnapshot:
+    """What the engine core answers to a heartbeat."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    """Fraction of KV blocks in use, 0 to 1."""
+
+
+def check_version() -> None:
+    """Raises `EngineStartError` if the installed vLLM is not the one these internals were written against."""
+    import vllm
+
+    if vllm.__version__ != SUPPORTED_VERSION:
+        raise EngineStartError(
+            f"vLLM {vllm.__version__} is installed, Pointsman reaches into {SUPPORTED_VERSION}: "
+            "install the locked environment (`make env`) or a Pointsman release for that vLLM."
+        )
+
+
+def _snapshot(core: EngineCore) -> list[float]:
+    """Runs in the engine core between two steps, so it also proves that the core's loop turns."""
+    scheduler: Any = core.scheduler
+    return [len(scheduler.running), len(scheduler.waiting), scheduler.kv_cache_manager.usage]
+
+
+def install_in_engine_core() -> None:
+    """Called in every engine process by vLLM's plugin hook: gives the core the method that heartbeats call."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, SNAPSHOT_METHOD, _snapshot)
+
+
+async def core_snapshot(engine: AsyncLLM) -> CoreSnapshot:
+    """Ask the engine core for its state. Returns once the core has finished the step that it is in."""
+    running, waiting, usage = await engine.engine_core.call_utility_async(SNAPSHOT_METHOD)
+    return CoreSnapshot(int(running), int(waiting), float(usage))
+
+
+def core_pids(engine: AsyncLLM) -> tuple[int, ...]:
+    """Process ids of the engine core processes that this front end started."""
+    resources: Any = getattr(engine.engine_core, "resources", None)
+    manager = getattr(resources, "engine_manager", None)
+    processes = getattr(manager, "processes", ())
+    return tuple(process.pid for process in processes if process.pid is not None)
+
+
+def use_ambient_tracer(engine: AsyncLLM) -> None:
+    """Let vLLM make its request span through the process's own tracer provider.
+
+    vLLM asks for an OTLP endpoint and then replaces the global provider and exports on its own. Its span is made
+    through the global provider, so with the provider that the replica already has only the two switches are needed.
+    """
+    if not hasattr(engine.output_processor, "tracing_enabled"):
+        raise EngineStartError(f"vLLM's output processor has no `tracing_enabled` (expected {SUPPORTED_VERSION}).")
+    engine.output_processor.tracing_enabled = True
+    engine.observability_config.otlp_traces_endpoint = "ambient"
+
+
+def check_parts() -> None:
+    """Raises `EngineStartError` naming the first internal part that is not where this release has it."""
+    check_version()
+    from vllm.renderers.base import BaseRenderer
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core_client import AsyncMPClient
+
+    for owner, name in (
+        (AsyncMPClient, "call_utility_async"),
+        (EngineCore, "step"),
+        (BaseRenderer, "_tokenize_prompt"),
+    ):
+        if not inspect.isfunction(getattr(owner, name, None)):
+            raise EngineStartError(f"vLLM's {owner.__name__}.{name} is gone (expected vLLM {SUPPORTED_VERSION}).")

@@ -1,0 +1,72 @@
+"""Keeps the running totals of a vLLM engine, through vLLM's stat logger extension point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from deployments.engines.protocol import EngineStats
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+
+class StatsKeeper:
+    """One per engine; `logger` is what vLLM calls after every step. Costs a few additions per step."""
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+        self._prompt = self._generated = self._preempted = self._queries = self._hits = 0
+
+    def logger(self, vllm_config: VllmConfig, engine_index: int = 0) -> StatLoggerBase:
+        """vLLM's factory call."""
+        return _StepLogger(self, vllm_config, engine_index)
+
+    def sized(self, blocks: int, block_tokens: int) -> None:
+        """Note the pool's size once the engine knows it."""
+        self.stats = replace(self.stats, kv_blocks=blocks, kv_block_tokens=block_tokens)
+
+    def observe(self, running: int, waiting: int, kv_usage: float) -> None:
+        """Note what the engine core said of its queues and pool."""
+        self.stats = replace(
+            self.stats,
+            running=running,
+            waiting=waiting,
+            kv_usage=kv_usage,
+            preemptions=self._preempted,
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+            prompt_tokens=self._prompt,
+            generated_tokens=self._generated,
+        )
+
+    def add(self, scheduler: SchedulerStats | None, iteration: IterationStats | None) -> None:
+        """Take in one engine step."""
+        if iteration is not None:
+            self._prompt += iteration.num_prompt_tokens
+            self._generated += iteration.num_generation_tokens
+            self._preempted += iteration.num_preempted_reqs
+        if scheduler is not None:
+            self._queries += scheduler.prefix_cache_stats.queries
+            self._hits += scheduler.prefix_cache_stats.hits
+            self.observe(scheduler.num_running_reqs, scheduler.num_waiting_reqs, scheduler.kv_cache_usage)
+
+
+class _StepLogger(StatLoggerBase):
+    def __init__(self, keeper: StatsKeeper, vllm_config: VllmConfig, engine_index: int = 0) -> None:
+        self._keeper = keeper
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        self._keeper.add(scheduler_stats, iteration_stats)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say; the replica logs its own start."""

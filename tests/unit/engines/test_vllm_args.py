@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.config.base import Kind
+from cluster.config.engine import EngineConfig
+from cluster.config.model import ModelConfig, ReplicaConfig
+from deployments.engines.vllm_args import engine_environment
+
+
+def model(source: str = "embedded:dense", **engine: Any) -> ModelConfig:
+    replicas = ReplicaConfig(omp_threads=3, cpu_cores="0-1")
+    return ModelConfig(
+        kind=Kind.DENSE, roles=("strong",), source=source, engine=EngineConfig(**engine), replicas=replicas
+    )
+
+
+def test_the_worker_shares_the_engine_cores_process_and_is_bound() -> None:
+    environment = engine_environment(model(), accelerated=False)
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+
+
+def test_an_accelerator_is_not_bound_to_cores() -> None:
+    environment = engine_environment(model(enforce_eager=True), accelerated=True)
+    assert not {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE"} & set(environment)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_eager_engine_compiles_nothing_at_all(eager: bool) -> None:
+    assert ("TORCH_COMPILE_DISABLE" in engine_environment(model(enforce_eager=eager), accelerated=False)) is eager
+
+
+@pytest.mark.parametrize(("source", "offline"), [("embedded:dense", True), ("path:/models/x", True), ("hf:a/b", False)])
+def test_only_models_of_the_hub_may_ask_it(source: str, offline: bool) -> None:
+    assert ("HF_HUB_OFFLINE" in engine_environment(model(source), accelerated=False)) is offline
