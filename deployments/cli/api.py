@@ -1,0 +1,125 @@
+"""A small client of the cluster's HTTP API, on the standard library: `import httpx` takes longer than most commands."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from deployments.cli.errors import CliError, ExitCode
+from deployments.cli.options import KEY_VARIABLE
+
+T = TypeVar("T")
+
+TIMEOUT_S = 5.0
+_MAX_BODY = 16 * 2**20
+
+
+class ApiUnreachableError(CliError):
+    """Nobody answers at the URL, or not in HTTP."""
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    message: str = ""
+    code: str | None = None
+
+
+class _FailureBody(msgspec.Struct, frozen=True):
+    error: _Failure = _Failure()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer whose body can be read once, whole or by lines."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: http.client.HTTPResponse
+
+
+class Api:
+    """One cluster's API. Every call opens a connection of its own."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        """`url` with or without `/v1`. Raises `CliError` for what is no http or https URL."""
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CliError(f"{url} is no URL of a cluster", "Write it as http://HOST:PORT.", ExitCode.USAGE)
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = parts.port
+        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
+        self._key = key
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
+
+    @property
+    def has_key(self) -> bool:
+        """Whether requests carry a key."""
+        return bool(self._key)
+
+    def get(self, path: str, form: type[T], accept: Iterable[int] = (200,)) -> T:
+        """The JSON at `path`. Raises `ApiUnreachableError`, or `CliError` for another status than those accepted."""
+        body = self.text(path, accept)
+        try:
+            return msgspec.json.decode(body, type=form)
+        except msgspec.MsgspecError as error:
+            raise ApiUnreachableError(f"{self.url}{path} is not answered by Pointsman: {error}") from None
+
+    def text(self, path: str, accept: Iterable[int] = (200,)) -> bytes:
+        """The body at `path`; raises like `get`."""
+        reply = self.request("GET", path, None, TIMEOUT_S)
+        try:
+            body = reply.body.read(_MAX_BODY)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            reply.body.close()
+        if reply.status not in accept:
+            raise refusal(reply.status, body, self.has_key)
+        return body
+
+    def post(self, path: str, body: object, timeout_s: float) -> Reply:
+        """Send JSON; the caller reads and closes the reply. Raises `ApiUnreachableError`."""
+        return self.request("POST", path, json.dumps(body).encode(), timeout_s)
+
+    def request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Reply:
+        """One request; `timeout_s` bounds each wait for the other side. Raises `ApiUnreachableError`."""
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=timeout_s)
+        headers = {"connection": "close", "accept": "*/*"}
+        if body is not None:
+            headers["content-type"] = "application/json"
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        try:
+            connection.request(method, self._prefix + path, body, headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.close()
+            raise self._unreachable(error) from None
+        return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, response)
+
+    def _unreachable(self, error: Exception) -> ApiUnreachableError:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        return ApiUnreachableError(f"{self.url} does not answer: {why}", "See `pointsman status`.", ExitCode.REFUSED)
+
+
+def refusal(status: int, body: bytes, with_key: bool) -> CliError:
+    """An HTTP error as an error of the command line."""
+    try:
+        message = msgspec.json.decode(body, type=_FailureBody).error.message
+    except msgspec.MsgspecError:
+        message = ""
+    message = message or f"the cluster answered with status {status}"
+    if status == 401:
+        remedy = (
+            f"Set {KEY_VARIABLE} or pass --key." if not with_key else "Make a new one with `pointsman keys add NAME`."
+        )
+        return CliError(message, remedy, ExitCode.REFUSED)
+    return CliError(f"{message} (status {status})")

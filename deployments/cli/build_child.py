@@ -1,0 +1,51 @@
+"""`python -m deployments.cli.build_child JOB`: fetches, builds or checks models and reports on stdout.
+
+A process of its own, because building imports torch and fills a gigabyte of memory that the command line would
+keep for as long as it stays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from deployments.cli.build_messages import Building, BuildMessage, Built, Job, Refused
+from deployments.models.errors import ModelError
+from deployments.models.sources import resolve, verify
+from deployments.models.store import Progress
+from deployments.processes import OWNER_VARIABLE, die_with_parent
+
+
+def main() -> int:
+    """Work through the job; exit status 1 if a model could not be had, after trying all of them."""
+    owner = os.environ.pop(OWNER_VARIABLE, "")
+    if owner.isdigit():
+        die_with_parent(int(owner))
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    # Libraries print; what they print must not end up among the messages.
+    messages = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(message: BuildMessage) -> None:
+        os.write(messages, msgspec.json.encode(message) + b"\n")
+
+    def reporter(model: str) -> Progress:
+        return lambda text, done: tell(Building(model, text, done))
+
+    failed = False
+    for model, source in job.sources.items():
+        try:
+            obtain = verify if job.verify else resolve
+            path = obtain(source, None, reporter(model))
+        except ModelError as error:
+            failed = True
+            tell(Refused(model, error.problem, error.remedy))
+        else:
+            tell(Built(model, str(path)))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""`pointsman config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deployments.cli import output
+from deployments.cli.errors import ExitCode
+from deployments.cli.groups import Command
+from deployments.cli.options import Json
+
+app = typer.Typer(help="Check a config, print its schema, show what is in force.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster's config (YAML).", show_default=False)]
+
+
+@app.command("check", cls=Command)
+def check(file: File, json: Json = False) -> ExitCode:
+    """Name every mistake in a config, with its path and line. Exit status 2 if there are any."""
+    from cluster.config.load import ConfigError, parse_config
+    from deployments.cli.config_files import read_text
+
+    text = read_text(file)
+    try:
+        config = parse_config(text, str(file))
+    except ConfigError as error:
+        if json:
+            mistakes = [
+                {"path": each.path, "line": each.line, "message": each.message, "remedy": each.remedy}
+                for each in error.mistakes
+            ]
+            output.print_json({"file": str(file), "valid": False, "mistakes": mistakes})
+            return ExitCode.USAGE
+        count = "1 mistake" if len(error.mistakes) == 1 else f"{len(error.mistakes)} mistakes"
+        output.print_line((f"{file}: {count}", "bold red"))
+        for each in sorted(error.mistakes, key=lambda each: each.line or 0):
+            line = f"line {each.line}  " if each.line is not None else ""
+            output.print_line("  ", (line, "dim"), (each.path or "the file", "bold"), f": {each.message}")
+            if each.remedy:
+                output.print_line(("    → " + each.remedy, "cyan"))
+        return ExitCode.USAGE
+    if json:
+        output.print_json({"file": str(file), "valid": True, "mistakes": []})
+        return ExitCode.OK
+    output.print_line((f"{file}: no mistakes", "bold green"))
+    for name, model in config.models.items():
+        output.print_line(f"  {name}: {model.kind.value}, plays {', '.join(model.roles)}")
+    keys = "asks for keys" if config.keys_required else "asks for no keys"
+    output.print_line(f"  listens on {config.ingress.host}:{config.ingress.port}, {keys}")
+    return ExitCode.OK
+
+
+@app.command("schema", cls=Command)
+def schema() -> None:
+    """Print the JSON schema of a config, for editors."""
+    from cluster.config.load import config_schema
+
+    output.print_json(config_schema())
+
+
+@app.command("show", cls=Command)
+def show(file: File, json: Json = False) -> None:
+    """Print the config that is in force: the file, with every default filled in."""
+    from deployments.cli.config_files import in_force, load_config
+
+    config = in_force(load_config(file))
+    if json:
+        output.print_json(config)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), nl=False)

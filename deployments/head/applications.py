@@ -1,0 +1,77 @@
+"""The Serve applications of a cluster: one for the ingress and one per model, so that they fail and heal apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from cluster.config.cluster import ClusterConfig
+from cluster.config.contract import DEFAULT_TIMEOUT_S
+from deployments.ingress.deployment import Ingress
+from deployments.names import INGRESS_DEPLOYMENT, MODEL_DEPLOYMENT
+from deployments.replica.deployment import ModelReplica
+from deployments.replica.spec import ReplicaSpec
+from deployments.router import ChannelRouter
+
+INGRESS_CPUS = 0.1
+"""Reserved in Ray's books for an ingress; what it really uses depends on the traffic."""
+
+START_ATTEMPTS = 2
+"""Tries per replica before a model counts as failed. A load that fails twice fails for a reason."""
+
+
+def model_application(name: str, config: ClusterConfig, path: Path | None, state_dir: Path) -> Application:
+    """The application of one model."""
+    model = config.models[name]
+    replicas = model.replicas
+    options: dict[str, object] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
+    if replicas.memory_bytes is not None:
+        options["memory"] = replicas.memory_bytes
+    scaling: dict[str, Any] = {"num_replicas": replicas.min}
+    if replicas.min != replicas.max:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replicas.min,
+                max_replicas=replicas.max,
+                target_ongoing_requests=replicas.target_ongoing_requests,
+            )
+        }
+    deployment: Deployment = serve.deployment(
+        name=MODEL_DEPLOYMENT,
+        ray_actor_options=options,
+        max_ongoing_requests=replicas.max_ongoing_requests,
+        max_queued_requests=replicas.max_queued_requests,
+        graceful_shutdown_timeout_s=replicas.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=config.ray.health_check_period_s,
+        health_check_timeout_s=config.ray.health_check_timeout_s,
+        max_constructor_retry_count=START_ATTEMPTS,
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ChannelRouter}),
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        **scaling,
+    )(ModelReplica)
+    application: Application = deployment.bind(ReplicaSpec(name, model, path, config.telemetry, state_dir))
+    return application
+
+
+def ingress_application(config: ClusterConfig, state_dir: Path) -> Application:
+    """The application of the ingress."""
+    deployment: Deployment = serve.deployment(
+        name=INGRESS_DEPLOYMENT,
+        num_replicas=config.ingress.replicas,
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        health_check_period_s=config.ray.health_check_period_s,
+        health_check_timeout_s=config.ray.health_check_timeout_s,
+        graceful_shutdown_timeout_s=max(
+            (contract.timeout_s for contract in config.contracts.values()), default=DEFAULT_TIMEOUT_S
+        ),
+        graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=START_ATTEMPTS,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(Ingress)
+    application: Application = deployment.bind(config, state_dir)
+    return application

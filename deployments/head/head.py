@@ -1,0 +1,249 @@
+"""The head process's life: start, watch, stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from cluster.config.cluster import ClusterConfig
+from deployments.head.applications import ingress_application, model_application
+from deployments.head.guard import Guard
+from deployments.head.ports import check_port_free, hold_port
+from deployments.head.ray_cluster import RayCluster
+from deployments.head.state import (
+    ClusterState,
+    ModelState,
+    Phase,
+    lock_state,
+    make_state_directory,
+    remove_state,
+    write_state,
+)
+from deployments.names import INGRESS_APPLICATION, model_application_name
+from deployments.processes import adopt_orphans, kill_all, processes_of
+from deployments.telemetry.log_safety import Safe
+
+_log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+CALM_POLL_S = 2.0
+"""Between two looks at a cluster that is ready."""
+KILL_GRACE_S = 3.0
+BLIND_S = 30.0
+"""Seconds for which Serve may fail to say how the cluster is."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """What the command line hands to the head process."""
+
+    cluster_id: str
+    config: ClusterConfig
+    config_path: Path
+    state_dir: Path
+    model_paths: dict[str, Path | None]
+    """Folder of each model's checkpoint, already built or downloaded."""
+
+
+class Head:
+    """Runs a cluster until it is told to stop. One per process."""
+
+    def __init__(self, options: HeadOptions) -> None:
+        self._options = options
+        self._config = options.config
+        self._cluster_id = options.cluster_id
+        self._stop = threading.Event()
+        self._started_at = time.time()
+        self._models = {name: ModelState(Phase.STARTING) for name in self._config.models}
+        self._ray_address = ""
+        self._ray_temp_dir = ""
+        self._blind_since: float | None = None
+        self._ready_after: float | None = None
+        self._failure: str | None = None
+
+    def run(self) -> None:
+        """Start the cluster and watch it until a signal comes; then leave nothing behind.
+
+        Raises `AlreadyRunningError` or `PortInUseError` before anything is started.
+        """
+        make_state_directory(self._options.state_dir)
+        port = self._config.ingress.port
+        with lock_state(self._options.state_dir), hold_port(port, self._options.state_dir):
+            check_port_free(self._config.ingress.host, port)
+            adopt_orphans()
+            self._take_signals()
+            guard = Guard(self._cluster_id)
+            cluster = RayCluster(self._config.ray)
+            try:
+                self._ray_temp_dir = cluster.prepare()
+                self._write(Phase.STARTING, "starting Ray")
+                self._ray_address = cluster.start()
+                # Ray has put its own handlers in the place of ours; they would end this process without its clean-up.
+                self._take_signals()
+                cluster.start_serve()
+                self._deploy()
+                self._watch()
+            except Exception as error:
+                _log.exception("the cluster failed")
+                self._failure = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                self._shut_down(cluster, guard)
+
+    def _deploy(self) -> None:
+        """The ingress and the first model first: one model that answers early beats all of them a little sooner."""
+        self._run_application(INGRESS_APPLICATION, ingress_application(self._config, self._options.state_dir))
+        for position, name in enumerate(self._start_order()):
+            if self._stop.is_set():
+                return
+            path = self._options.model_paths[name]
+            application = model_application(name, self._config, path, self._options.state_dir)
+            self._run_application(model_application_name(name), application)
+            while position == 0 and self._models[name].phase is Phase.STARTING and not self._stop.is_set():
+                self._look()
+                self._stop.wait(POLL_S)
+
+    def _start_order(self) -> list[str]:
+        """The default role's model first, then the order of the config."""
+        first = self._config.models_of(self._config.routing.default_role)
+        return sorted(self._config.models, key=lambda name: name not in first[:1])
+
+    def _run_application(self, name: str, application: serve.Application) -> None:
+        serve.run_many(
+            [serve.RunTarget(application, name=name, route_prefix=None)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._look()
+            self._stop.wait(POLL_S if self._ready_after is None else CALM_POLL_S)
+
+    def _look(self) -> None:
+        """Observe; a cluster that serves is not taken down because Serve's controller is away for a moment."""
+        try:
+            self._observe()
+        except Exception:
+            now = time.monotonic()
+            if self._blind_since is None:
+                self._blind_since = now
+                _log.warning("the state of the cluster cannot be asked for", exc_info=True)
+            if now - self._blind_since >= BLIND_S:
+                raise
+        else:
+            self._blind_since = None
+
+    def _observe(self) -> None:
+        status = serve.status()
+        for name in self._config.models:
+            application = status.applications.get(model_application_name(name))
+            if application is not None:
+                self._models[name] = self._model_state(name, application.status, application.message)
+        ingress = status.applications.get(INGRESS_APPLICATION)
+        phases = {state.phase for state in self._models.values()}
+        if ingress is None or ingress.status is not ApplicationStatus.RUNNING:
+            failed = ingress is not None and ingress.status is ApplicationStatus.DEPLOY_FAILED
+            self._write(
+                Phase.FAILED if failed else Phase.STARTING,
+                f"ingress: {_short(ingress.message)}" if failed and ingress is not None else "starting the ingress",
+            )
+            return
+        if Phase.STARTING in phases:
+            phase = Phase.STARTING
+        elif phases == {Phase.READY}:
+            phase = Phase.READY
+        else:
+            phase = Phase.DEGRADED if Phase.READY in phases else Phase.FAILED
+        if phase is not Phase.STARTING and self._ready_after is None:
+            self._ready_after = time.time() - self._started_at
+        self._write(phase, "")
+
+    def _model_state(self, name: str, status: ApplicationStatus, message: str) -> ModelState:
+        previous = self._models[name]
+        if status is ApplicationStatus.RUNNING:
+            if previous.phase is Phase.READY:
+                return previous
+            after = previous.ready_after_s
+            return ModelState(Phase.READY, "", after if after is not None else time.time() - self._started_at)
+        if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            return ModelState(Phase.FAILED, _short(message), previous.ready_after_s)
+        return ModelState(Phase.STARTING, _short(message), previous.ready_after_s)
+
+    def _write(self, phase: Phase, message: str) -> None:
+        config = self._config
+        state = ClusterState(
+            cluster_id=self._cluster_id,
+            pid=os.getpid(),
+            config_path=str(self._options.config_path),
+            host=config.ingress.host,
+            port=config.ingress.port,
+            phase=phase,
+            started_at=self._started_at,
+            message=message,
+            ray_address=self._ray_address,
+            ray_temp_dir=self._ray_temp_dir,
+            ready_after_s=self._ready_after,
+            models=dict(self._models),
+        )
+        try:
+            write_state(self._options.state_dir, state)
+        except OSError as error:
+            # A full disk is no reason to take down a cluster that serves.
+            _log.error("the state file cannot be written: %s", Safe(error.strerror or type(error).__name__))
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _shut_down(self, cluster: RayCluster, guard: Guard) -> None:
+        self._write(Phase.STOPPING, "stopping")
+        # Whatever hangs on the way down, the processes end: the graceful way has this long.
+        limit = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0) + 10.0
+        graceful = threading.Thread(target=cluster.stop, name="graceful-stop", daemon=True)
+        graceful.start()
+        graceful.join(limit)
+        _attempt("end the guard", guard.close)
+        _attempt("end what is left", self._sweep)
+        _attempt("remove Ray's directory", cluster.remove_temporary)
+        _attempt("settle the state file", self._settle)
+
+    def _sweep(self) -> None:
+        leftovers = processes_of(self._cluster_id)
+        if leftovers:
+            _log.warning("ending %d processes that did not end by themselves", len(leftovers))
+            kill_all(leftovers, KILL_GRACE_S)
+
+    def _settle(self) -> None:
+        if self._failure is None:
+            remove_state(self._options.state_dir)
+        else:
+            # Left behind for `pointsman up` and `pointsman status` to show.
+            self._write(Phase.FAILED, self._failure)
+
+
+def _attempt(what: str, step: Callable[[], object]) -> None:
+    """One step of the way down; the others follow, whatever becomes of it."""
+    try:
+        step()
+    except Exception:  # noqa: BLE001 - whatever it was, the rest must still be ended
+        _log.exception("the shutdown could not %s", Safe(what))
+
+
+def _short(message: str, limit: int = 600) -> str:
+    """The last lines of Serve's message, where the cause stands."""
+    text = message.strip()
+    return text if len(text) <= limit else "… " + text[-limit:]

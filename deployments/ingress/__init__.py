@@ -1,0 +1,1 @@
+"""The ingress: the process that reads the socket, and the life of a request in it."""

@@ -1,0 +1,169 @@
+"""The ASGI application of the ingress: what every request passes through, and the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.types import Receive, Scope, Send
+
+from cluster.api.errors import ApiError
+from cluster.keys import KeyRecord
+from deployments.channel.stream import SlowReaderError
+from deployments.engines.protocol import Endpoint
+from deployments.ingress import info
+from deployments.ingress.body import ClientGoneError
+from deployments.ingress.exchange import Exchange
+from deployments.ingress.generate import Generation
+from deployments.ingress.services import Services
+from deployments.ingress.tracing import request_span
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Exchange, KeyRecord | None], Awaitable[None]]
+
+PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
+"""The only routes that ask for no key. Everything else does, also what does not exist."""
+
+GENERATION_PATHS: Mapping[str, Endpoint] = {
+    "/v1/chat/completions": Endpoint.CHAT,
+    "/v1/completions": Endpoint.COMPLETION,
+    "/v1/embeddings": Endpoint.EMBEDDING,
+}
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class IngressApp:
+    """One ingress's ASGI application."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._running = 0
+        pages = info.InfoPages(services)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/livez": ("GET", pages.live),
+            "/readyz": ("GET", pages.ready),
+            "/metrics": ("GET", pages.metrics),
+            "/v1/models": ("GET", pages.models),
+            "/v1/models/*": ("GET", pages.model),
+            "/v1/usage": ("GET", pages.usage),
+        }
+        for path, endpoint in GENERATION_PATHS.items():
+            self._routes[path] = ("POST", self._generation(endpoint))
+
+    @property
+    def running(self) -> int:
+        """Requests in flight."""
+        return self._running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; never raises but for cancellation."""
+        if scope["type"] != "http":
+            return
+        limits = self._services.config.ingress.limits
+        exchange = Exchange(scope, receive, send, limits.slow_client_timeout_s)
+        exchange.request_id = _request_id(exchange)
+        exchange.headers["x-request-id"] = exchange.request_id
+        self._running += 1
+        try:
+            await self._serve(exchange)
+        except ApiError as error:
+            await self._refuse(exchange, error)
+        except (ClientGoneError, ConnectionError, SlowReaderError):
+            self._note_gone(scope)
+        except asyncio.CancelledError:
+            # The client's disconnect is what cancels handlers; there is nobody left to answer.
+            self._note_gone(scope)
+        except Exception:  # noqa: BLE001 - one request's failure is one error answer, whatever it was
+            _log.exception("a request failed in the ingress", extra={"request_id": exchange.request_id})
+            await self._refuse(
+                exchange, ApiError(500, "internal_error", "The ingress failed; see its log.", type="server_error")
+            )
+        finally:
+            self._running -= 1
+
+    async def _serve(self, exchange: Exchange) -> None:
+        services, scope = self._services, exchange.scope
+        limits = services.config.ingress.limits
+        if len(scope["headers"]) > limits.header_count:
+            raise ApiError(431, "too_many_headers", f"The request has more than {limits.header_count} headers.")
+        if _head_bytes(scope) > limits.header_bytes:
+            raise ApiError(431, "headers_too_large", f"The headers exceed {limits.header_bytes} bytes.")
+        path = scope["path"]
+        key = None if path in PUBLIC_PATHS else services.gate.authenticate(exchange.header("authorization"))
+        route = self._routes.get("/v1/models/*" if path.startswith("/v1/models/") else path)
+        if route is None:
+            known = ", ".join(sorted(self._routes))
+            raise ApiError(404, "unknown_path", f"There is nothing at this path. There is: {known}.")
+        method, handler = route
+        if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
+            raise ApiError(405, "method_not_allowed", f"This path takes {method}.", headers={"allow": method})
+        await handler(exchange, key)
+
+    def _generation(self, endpoint: Endpoint) -> Handler:
+        services = self._services
+        generation = Generation(services, endpoint)
+        limit = services.config.ingress.limits.max_concurrent_requests
+
+        async def serve(exchange: Exchange, key: KeyRecord | None) -> None:
+            trusted = key is not None or services.trusted
+            with (
+                request_span(
+                    services.telemetry, exchange.scope["headers"], trusted, endpoint, exchange.request_id
+                ) as span,
+                services.metrics.in_flight(endpoint),
+            ):
+                exchange.headers["x-pointsman-trace-id"] = span.trace_id
+                try:
+                    if self._running > limit:
+                        raise ApiError(
+                            503,
+                            "overloaded",
+                            f"The ingress has {limit} requests in flight, its limit; try again in a moment.",
+                            type="server_error",
+                            headers={"retry-after": "1"},
+                        )
+                    await generation.serve(exchange, key, span)
+                except ApiError as error:
+                    span.status(error.status)
+                    services.metrics.refused(endpoint, error.code)
+                    services.gate.refused(key)
+                    raise
+                except BaseException as error:
+                    span.failed(error)
+                    raise
+
+        return serve
+
+    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+        try:
+            if exchange.status == 0:
+                await exchange.refuse(error)
+            else:
+                # The head is out, so the status cannot change any more: end the connection instead of the answer.
+                await exchange.write(b"", last=True)
+        except (ClientGoneError, ConnectionError, asyncio.CancelledError):
+            self._note_gone(exchange.scope)
+
+    def _note_gone(self, scope: Scope) -> None:
+        endpoint = GENERATION_PATHS.get(scope["path"])
+        if endpoint is not None:
+            self._services.metrics.disconnected(endpoint)
+
+
+def _head_bytes(scope: Scope) -> int:
+    """Bytes of the request's head, but for the few of its first line that are not the target."""
+    target = len(scope["raw_path"]) + len(scope["query_string"])
+    return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+
+
+def _request_id(exchange: Exchange) -> str:
+    """The caller's `x-request-id` if it is one and fit to be written into logs, else a new one."""
+    given = exchange.header("x-request-id")
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        return given[0]
+    return uuid.uuid4().hex

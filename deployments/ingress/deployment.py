@@ -1,0 +1,106 @@
+"""The ingress as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from pathlib import Path
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config.cluster import ClusterConfig
+from cluster.config.host import is_loopback
+from deployments.access.gate import Gate
+from deployments.channel.receiver import ChannelReceiver
+from deployments.ingress.app import IngressApp
+from deployments.ingress.dispatch import clients_for
+from deployments.ingress.health import Health
+from deployments.ingress.server import IngressServer
+from deployments.ingress.services import Services
+from deployments.names import MODEL_DEPLOYMENT, model_application_name
+from deployments.paths import logs_path
+from deployments.router import ROUTER_STATE
+from deployments.serve_internals import bind_replica_server_to_node
+from deployments.telemetry.logs import setup_logging
+from deployments.telemetry.metrics import IngressMetrics
+from deployments.telemetry.setup import setup_telemetry
+
+_log = logging.getLogger(__name__)
+
+LAG_PERIOD_S = 0.5
+
+
+class Ingress:
+    """Serve's view of an ingress. It listens itself; Serve keeps it alive, and routes its calls to the replicas."""
+
+    async def __init__(self, config: ClusterConfig, state_dir: Path) -> None:  # type: ignore[misc]  # Serve awaits it
+        bind_replica_server_to_node()
+        self._logs = setup_logging("ingress", logs_path(state_dir), level=config.telemetry.log_level)
+        self._telemetry = setup_telemetry("ingress", config.telemetry, state_dir)
+        self._metrics = IngressMetrics(
+            "ingress", config.models, spans=self._telemetry.counts, log_lines_dropped=lambda: self._logs.dropped
+        )
+        self._channel = ChannelReceiver(
+            uuid.uuid4().hex, on_lost=lambda replica: self._metrics.engine_died(replica.hello.model, "connection_lost")
+        )
+        address = await self._channel.start(_node_address(config))
+        ROUTER_STATE.channel = self._channel
+        # Not `serve.get_deployment_handle`, which insists on a deployment that exists: the ingress starts first.
+        handles: dict[str, DeploymentHandle[object]] = {
+            name: DeploymentHandle(MODEL_DEPLOYMENT, model_application_name(name)) for name in config.models
+        }
+        clients = clients_for(handles, self._channel, address)
+        self._health = Health(
+            clients, self._channel, lambda model: ROUTER_STATE.replicas(model_application_name(model))
+        )
+        self._health.start()
+        self._gate = Gate(config, state_dir)
+        self._gate.start()
+        services = Services(
+            config=config,
+            clients=clients,
+            channel=self._channel,
+            health=self._health,
+            gate=self._gate,
+            metrics=self._metrics,
+            telemetry=self._telemetry,
+            trusted=not config.keys_required and is_loopback(config.ingress.host),
+        )
+        self._app = IngressApp(services)
+        self._server = IngressServer(self._app, config.ingress)
+        await self._server.start()
+        self._lag = asyncio.get_running_loop().create_task(self._measure_lag())
+        _log.info("listening", extra={"host": config.ingress.host, "port": config.ingress.port})
+
+    def check_health(self) -> None:
+        """Serve's health check: the event loop answered, which is all there is to check."""
+        if self._server.stopped:
+            raise RuntimeError("the HTTP server of the ingress has stopped")
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(LAG_PERIOD_S)
+            self._metrics.set_loop_lag(max(0.0, loop.time() - before - LAG_PERIOD_S))
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops an ingress gracefully: running requests end first."""
+        if not hasattr(self, "_lag"):
+            return
+        self._lag.cancel()
+        await self._server.stop()
+        self._health.stop()
+        await self._gate.stop()
+        await self._channel.close()
+        await asyncio.to_thread(self._telemetry.close)
+        self._logs.close()
+
+
+def _node_address(config: ClusterConfig) -> str:
+    """Where replicas reach this ingress: loopback as long as the whole cluster is one machine of our own."""
+    if config.ray.address is None:
+        return "127.0.0.1"
+    return str(ray.util.get_node_ip_address())

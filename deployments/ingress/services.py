@@ -1,0 +1,29 @@
+"""Everything that handlers of one ingress share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.config.cluster import ClusterConfig
+from deployments.access.gate import Gate
+from deployments.channel.receiver import ChannelReceiver
+from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.health import Health
+from deployments.telemetry.metrics import IngressMetrics
+from deployments.telemetry.setup import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One ingress's collaborators."""
+
+    config: ClusterConfig
+    clients: Mapping[str, ModelClient]
+    channel: ChannelReceiver
+    health: Health
+    gate: Gate
+    metrics: IngressMetrics
+    telemetry: Telemetry
+    trusted: bool
+    """Whether callers without a key may continue their own traces: on loopback, where no keys are asked for."""

@@ -1,0 +1,1 @@
+"""Replicas: Ray Serve actors, each around one engine."""

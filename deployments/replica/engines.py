@@ -1,0 +1,32 @@
+"""Makes the engine that a model's configuration asks for."""
+
+from __future__ import annotations
+
+from cluster.config.engine import EngineType
+from deployments.engines.protocol import Engine, EngineStartError
+from deployments.replica.spec import ReplicaSpec
+
+
+def make_engine(spec: ReplicaSpec) -> Engine:
+    """The engine, not started. Imports only what that engine needs: a replica of one kind pays for no other."""
+    kind = spec.model.engine.type
+    if kind is EngineType.EXTERNAL:
+        from deployments.engines.external import ExternalEngine
+
+        if spec.model.upstream is None:
+            raise EngineStartError(f"model {spec.name!r} is external and has no upstream")
+        return ExternalEngine(spec.name, spec.model.upstream)
+    if kind is EngineType.SIMULATED:
+        from deployments.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(spec.name, spec.model.engine)
+    if spec.path is None:
+        raise EngineStartError(f"model {spec.name!r} has no checkpoint: give it a `source`")
+    if kind is EngineType.ENCODER:
+        from deployments.engines.encoder import EncoderEngine
+
+        return EncoderEngine(spec.name, spec.path, spec.model)
+    from deployments.engines.vllm_args import VllmLaunch
+    from deployments.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(VllmLaunch(spec.name, spec.path, spec.model))

@@ -1,0 +1,228 @@
+"""One replica of a model: an engine, its watcher, and the connections to the ingresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from deployments.channel.messages import Accepted, Ended, Events, Hello, Leaving
+from deployments.channel.sender import IngressAddress, IngressConnection, connect
+from deployments.engines.protocol import (
+    Engine,
+    EngineDeadError,
+    EngineReply,
+    EngineRequest,
+    EngineStartError,
+    EngineStats,
+)
+from deployments.replica.spec import ReplicaCall
+from deployments.replica.tracing import ReplicaTracer
+from deployments.replica.watcher import EngineWatcher, WatchLimits
+from deployments.telemetry.log_safety import Safe
+
+_log = logging.getLogger(__name__)
+
+STATS_PERIOD_S = 0.25
+SIGN_OF_LIFE_S = 1.0
+EXIT_ENGINE_LOST = 70
+"""Exit status of a replica that gives itself up; sysexits.h calls it EX_SOFTWARE."""
+
+
+class Replica:
+    """Serves calls of ingresses. Free of Ray, so that tests drive it directly."""
+
+    def __init__(
+        self,
+        name: str,
+        replica_id: str,
+        engine: Engine,
+        tracer: ReplicaTracer,
+        limits: WatchLimits,
+        before_exit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name = name
+        self._replica_id = replica_id
+        self._engine = engine
+        self._tracer = tracer
+        self._limits = limits
+        self._before_exit = before_exit
+        self._connections: dict[str, IngressConnection] = {}
+        self._connecting: dict[str, asyncio.Lock] = {}
+        self._running: dict[str, asyncio.Task[EngineReply]] = {}
+        self._owners: dict[str, str] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._beat: asyncio.Task[None] | None = None
+        self._beat_again = False
+        self._leaving = False
+
+    async def start(self, limit_s: float | None = None) -> None:
+        """Load the model within `limit_s` seconds (None: however long it takes). Raises `EngineStartError`.
+
+        A load that runs in a thread cannot be stopped here: the caller has to end this process, as Serve does.
+        """
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                await self._engine.start()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._kill_engine()
+            raise EngineStartError(
+                f"model {self._name!r} was not loaded within {limit_s:g} s; "
+                f"if it needs longer, raise `models.{self._name}.replicas.start_timeout_s`"
+            ) from error
+        loop = asyncio.get_running_loop()
+        self._background = [loop.create_task(self._watch()), loop.create_task(self._report())]
+
+    async def attach(self, address: IngressAddress) -> None:
+        """Connect to an ingress unless already connected. Raises `OSError` if it cannot be reached."""
+        lock = self._connecting.setdefault(address.ingress_id, asyncio.Lock())
+        async with lock:
+            present = self._connections.get(address.ingress_id)
+            if present is not None and present.open:
+                return
+            ingress_id = address.ingress_id
+            hello = Hello(
+                address.secret, self._replica_id, self._name, self._engine.kind, os.getpid(), self._engine.pids()
+            )
+            connection = await connect(address, hello, self._cancel, lambda: self._ingress_lost(ingress_id, connection))
+            self._connections[ingress_id] = connection
+            connection.send_stats(self._engine.stats(), 0.0, 0.0)
+            if self._leaving:
+                connection.send(Leaving("draining"))
+
+    async def serve(self, call: ReplicaCall) -> None:
+        """Serve one call to its end. The answer goes over the channel; this only lasts as long as the request does.
+
+        So Serve counts the request as ongoing: its drain waits for it and its autoscaler sees it.
+        """
+        await self.attach(call.ingress)
+        connection = self._connections[call.ingress.ingress_id]
+        connection.send(Accepted(call.stream))
+        task = asyncio.get_running_loop().create_task(self._run(call, connection))
+        self._running[call.stream] = task
+        self._owners[call.stream] = call.ingress.ingress_id
+        try:
+            reply = await task
+        except EngineDeadError as error:
+            # Not reported as an answer: the replica ends, its connections break, and the ingress tries another one.
+            self._give_up(str(error))
+            raise
+        except asyncio.CancelledError:
+            task.cancel()
+            reply = EngineReply(status=499)
+        except Exception as error:  # noqa: BLE001 - one request's failure is one error answer, whatever it was
+            _log.exception("request failed", extra={"request_id": call.request.request_id})
+            reply = EngineReply(status=500, body=_internal_error(error))
+        finally:
+            self._running.pop(call.stream, None)
+            self._owners.pop(call.stream, None)
+        connection.send(Ended(call.stream, reply))
+        self._refresh_stats()
+
+    async def _run(self, call: ReplicaCall, connection: IngressConnection) -> EngineReply:
+        stream = call.stream
+        with self._tracer.request(call.request, self._replica_id) as span:
+            request = EngineRequest(
+                call.request.request_id, call.request.endpoint, call.request.body, span.trace_headers
+            )
+            reply = await self._engine.run(request, lambda data: connection.send(Events(stream, data)))
+            span.finished(reply)
+            return reply
+
+    def stats(self) -> EngineStats:
+        """The engine's own numbers."""
+        return self._engine.stats()
+
+    def check(self) -> None:
+        """Raises `EngineDeadError` once the watcher has ended: Serve's own health check."""
+        if any(task.done() for task in self._background):
+            raise EngineDeadError(f"replica {self._replica_id} has stopped watching its engine")
+
+    async def drain(self) -> None:
+        """Tell every ingress to send nothing more, let what runs finish, then free the engine."""
+        self._leaving = True
+        for connection in self._connections.values():
+            connection.send(Leaving("draining"))
+        while self._running:
+            await asyncio.sleep(0.05)
+        for task in self._background:
+            task.cancel()
+        await self._engine.close()
+        for connection in list(self._connections.values()):
+            await connection.close()
+
+    def _cancel(self, stream: str) -> None:
+        task = self._running.get(stream)
+        if task is not None:
+            task.cancel()
+
+    def _ingress_lost(self, ingress_id: str, connection: IngressConnection) -> None:
+        """The ingress is gone, and with it every caller it spoke for."""
+        if self._connections.get(ingress_id) is connection:
+            del self._connections[ingress_id]
+        for stream, owner in list(self._owners.items()):
+            if owner == ingress_id:
+                self._cancel(stream)
+
+    def _refresh_stats(self) -> None:
+        """An idle engine reports nothing by itself, so ask it after a request ended: its KV blocks are free now."""
+        self._beat_again = True
+        if self._beat is None or self._beat.done():
+            self._beat = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while self._beat_again:
+            self._beat_again = False
+            try:
+                await self._engine.heartbeat()
+            except EngineDeadError:
+                return
+            self._send_stats()
+            # At most ten a second, however many requests end.
+            await asyncio.sleep(0.1)
+
+    async def _report(self) -> None:
+        while True:
+            self._send_stats()
+            await asyncio.sleep(STATS_PERIOD_S)
+
+    def _send_stats(self) -> None:
+        now = asyncio.get_running_loop().time()
+        stats = self._engine.stats()
+        for connection in self._connections.values():
+            connection.send_stats(stats, now, SIGN_OF_LIFE_S)
+
+    async def _watch(self) -> None:
+        self._give_up(await EngineWatcher(self._engine, self._limits).watch())
+
+    def _give_up(self, reason: str) -> None:
+        """End this process. Ray sees the death at once, and so do the ingresses; Serve starts a replacement.
+
+        A replica whose engine is gone has nothing left to save, and a clean way out could hang on the dead engine.
+        """
+        _log.error(
+            "replica gives itself up: %s", Safe(reason), extra={"model": self._name, "replica": self._replica_id}
+        )
+        self._kill_engine()
+        self._before_exit()
+        os._exit(EXIT_ENGINE_LOST)
+
+    def _kill_engine(self) -> None:
+        for pid in self._engine.pids():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _internal_error(error: Exception) -> bytes:
+    from cluster.api.errors import ApiError
+
+    return ApiError(
+        status=500, code="internal_error", message=f"The replica failed ({type(error).__name__}); see its log."
+    ).body()
