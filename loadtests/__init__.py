@@ -1,0 +1,1 @@
+"""Scenarios, drivers and reports that put load on any OpenAI-compatible endpoint."""
