@@ -1,0 +1,153 @@
+"""Real OTLP, received over gRPC and over HTTP: spans of two processes arrive as one connected trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
+
+from cluster.config.operations import TelemetryConfig
+from cluster.telemetry import names
+from deployments.paths import traces_path
+from deployments.telemetry.propagation import incoming_context, outgoing_headers
+from deployments.telemetry.reader import TraceReader
+from deployments.telemetry.setup import setup_telemetry
+
+CANARY = "CANARY7f3a"
+CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+# The replica: its own span, and one made through the global provider as vLLM makes its own.
+REPLICA = """
+import json, sys
+from pathlib import Path
+from opentelemetry import trace
+from cluster.config.operations import TelemetryConfig
+from cluster.telemetry import names
+from deployments.telemetry.propagation import context_from, outgoing_headers
+from deployments.telemetry.setup import setup_telemetry
+
+telemetry = setup_telemetry("replica:dense", TelemetryConfig(), Path(sys.argv[1]))
+context = context_from(json.loads(sys.argv[2]))
+with telemetry.tracer.start_as_current_span(names.SPAN_REPLICA, context=context) as span:
+    engine = trace.get_tracer("vllm.llm_engine")
+    engine.start_span(names.SPAN_ENGINE, context=context_from(outgoing_headers(span))).end()
+sys.exit(0 if telemetry.close(5.0) else 1)
+"""
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps what arrives."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Span]] = []
+        self.arrived = threading.Condition()
+
+    def Export(self, request, context):  # noqa: N802 - gRPC's name
+        with self.arrived:
+            for resource_spans in request.resource_spans:
+                attributes = {each.key: each.value.string_value for each in resource_spans.resource.attributes}
+                for scope_spans in resource_spans.scope_spans:
+                    self.spans += [(attributes[names.PROCESS_ROLE], span) for span in scope_spans.spans]
+            self.arrived.notify_all()
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector():
+    servicer = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
+    servicer.port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer
+    server.stop(None).wait()
+
+
+def run_request(state_dir: Path) -> None:
+    """One request through an ingress here and a replica in a process of its own, as the environment says."""
+    ingress = setup_telemetry("ingress", TelemetryConfig(), state_dir, set_global=False)
+    caller = [(b"traceparent", f"00-{CALLER_TRACE}-{CALLER_SPAN}-01".encode())]
+    incoming = incoming_context(caller, trusted=True)
+    with ingress.tracer.start_as_current_span(names.OPERATION_CHAT, context=incoming.context) as span:
+        span.set_attribute("gen_ai.prompt", CANARY)
+        ingress.tracer.start_span(names.SPAN_ROUTE).end()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", REPLICA, str(state_dir), json.dumps(outgoing_headers(span))]
+        subprocess.run(command, env=environment, check=True, timeout=60)
+    assert ingress.close(5.0)
+    assert ingress.counts().dropped == 0
+
+
+def assert_connected(spans: list[Span]) -> None:
+    by_name = {span.name: span for span in spans}
+    assert set(by_name) == {names.OPERATION_CHAT, names.SPAN_ROUTE, names.SPAN_REPLICA, names.SPAN_ENGINE}
+    assert {span.trace_id.hex() for span in spans} == {CALLER_TRACE}
+    request = by_name[names.OPERATION_CHAT]
+    assert request.parent_span_id.hex() == CALLER_SPAN
+    assert by_name[names.SPAN_ROUTE].parent_span_id == request.span_id
+    assert by_name[names.SPAN_REPLICA].parent_span_id == request.span_id
+    assert by_name[names.SPAN_ENGINE].parent_span_id == by_name[names.SPAN_REPLICA].span_id
+    assert CANARY not in str(spans)
+
+
+def test_one_connected_trace_arrives_over_grpc_and_in_the_store(collector, state_dir, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+    run_request(state_dir)
+    assert_connected([span for _, span in collector.spans])
+    assert {role for role, _ in collector.spans} == {"ingress", "replica:dense"}
+    with TraceReader(traces_path(state_dir)) as reader:
+        assert len(reader.get_trace(CALLER_TRACE[:8])) == 4
+
+
+async def test_one_connected_trace_arrives_over_http(free_port, state_dir, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://127.0.0.1:{free_port}/v1/traces")
+    received: list[Span] = []
+    async with OtelTapHttpProtobufReceiver(OtelTapHttpProtobufReceiverSettings(http_port=free_port)) as receiver:
+
+        async def collect() -> None:
+            async for span in receiver.stream_traces():
+                received.append(span)  # noqa: PERF401 - what has arrived is looked at while the stream goes on
+
+        collecting = asyncio.create_task(collect())
+        await asyncio.to_thread(run_request, state_dir)
+        deadline = time.monotonic() + 10
+        while len(received) < 4 and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        collecting.cancel()
+    assert_connected(received)
+
+
+def test_otlp_alone_leaves_no_store(collector, state_dir, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+    telemetry = setup_telemetry("ingress", TelemetryConfig(traces="otlp"), state_dir, set_global=False)
+    telemetry.tracer.start_span("request").end()
+    assert telemetry.close(5.0)
+    assert [span.name for _, span in collector.spans] == ["request"]
+    assert not traces_path(state_dir).exists()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_out_of_reach_costs_spans_and_nothing_else(free_port, state_dir, monkeypatch, protocol):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    telemetry = setup_telemetry("ingress", TelemetryConfig(), state_dir, set_global=False)
+    started = time.monotonic()
+    for _ in range(100):
+        telemetry.tracer.start_span("request").end()
+    assert time.monotonic() - started < 0.5
+    telemetry.close(1.5)
+    assert time.monotonic() - started < 4
+    with TraceReader(traces_path(state_dir)) as reader:
+        assert len(reader.list_traces(limit=200)) == 100

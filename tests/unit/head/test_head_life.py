@@ -1,0 +1,73 @@
+"""What the head process survives while it watches, and what it still does on its way down."""
+
+from __future__ import annotations
+
+import pytest
+from ray import serve
+
+from cluster.config.load import parse_config
+from deployments.cli.config_files import default_config
+from deployments.head import head as head_module
+from deployments.head.head import Head, HeadOptions
+from deployments.head.state import Phase, make_state_directory, read_state
+
+
+class Step:
+    """Counts its calls and fails at each."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *_arguments):
+        self.calls += 1
+        raise RuntimeError("broken")
+
+
+class Parts:
+    """In the place of the Ray cluster and of the guard."""
+
+    def __init__(self):
+        self.stop = Step()
+        self.close = Step()
+        self.remove_temporary = Step()
+
+
+@pytest.fixture
+def head(tmp_path):
+    config = parse_config(default_config().read_text(), "the default")
+    make_state_directory(tmp_path)
+    return Head(HeadOptions("c" * 32, config, tmp_path / "c.yaml", tmp_path, {}))
+
+
+def full_disk(*_arguments):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_does_not_end_the_head(head, tmp_path, monkeypatch):
+    head._write(Phase.READY, "")
+    monkeypatch.setattr(head_module, "write_state", full_disk)
+    head._write(Phase.DEGRADED, "")
+    assert read_state(tmp_path).phase is Phase.READY
+
+
+def test_serve_may_be_silent_for_a_while(head, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(head_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(serve, "status", Step())
+    head._look()
+    now[0] += head_module.BLIND_S - 1
+    head._look()
+    now[0] += 1
+    with pytest.raises(RuntimeError, match="broken"):
+        head._look()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_every_step_of_the_way_down_is_taken_though_others_fail(head, tmp_path, monkeypatch):
+    head._write(Phase.READY, "")
+    sweep = Step()
+    monkeypatch.setattr(head_module, "processes_of", sweep)
+    parts = Parts()
+    head._shut_down(parts, parts)
+    assert (parts.stop.calls, parts.close.calls, sweep.calls, parts.remove_temporary.calls) == (1, 1, 1, 1)
+    assert read_state(tmp_path) is None
