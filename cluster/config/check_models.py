@@ -104,7 +104,10 @@ def _check_replicas(path: str, model: ModelConfig) -> Iterator[Mistake]:
     if replicas.target_ongoing_requests > replicas.max_ongoing_requests:
         yield Mistake(f"{path}.target_ongoing_requests", "this is more than max_ongoing_requests", "lower it")
     split = model.engine.tensor_parallel_size
-    if split > 1 and replicas.gpus != split:
+    if model.engine.type is EngineType.VLLM and replicas.gpus not in (0, split):
+        # vLLM takes nine tenths of a GPU's memory, so a second engine on the same one would not start.
+        yield Mistake(f"{path}.gpus", f"this engine computes on {_gpus(split)}, whole", f"set it to {split}")
+    elif split > 1 and replicas.gpus != split:
         yield Mistake(f"{path}.gpus", f"a replica split over {split} GPUs reserves {split}", f"set it to {split}")
     if replicas.cpu_cores is None:
         return
@@ -113,6 +116,10 @@ def _check_replicas(path: str, model: ModelConfig) -> Iterator[Mistake]:
         yield Mistake(f"{path}.cpu_cores", "a range of cores runs backwards", "write the smaller number first")
     elif len(cores) < replicas.omp_threads:
         yield Mistake(f"{path}.omp_threads", "there are more threads than cores in cpu_cores", "lower it or add cores")
+
+
+def _gpus(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs"
 
 
 def cores_of(binding: str) -> frozenset[int]:

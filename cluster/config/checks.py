@@ -61,6 +61,10 @@ def _check_ingress(config: ClusterConfig) -> Iterator[Mistake]:
     for field, size in (("prompt_bytes", limits.prompt_bytes), ("max_schema_bytes", limits.max_schema_bytes)):
         if size > limits.body_bytes:
             yield Mistake(f"ingress.limits.{field}", "this is more than body_bytes, so it bounds nothing", "lower it")
+    if limits.body_bytes > limits.body_bytes_at_once:
+        yield Mistake(
+            "ingress.limits.body_bytes", "this is more than body_bytes_at_once, so such a body never fits", "lower it"
+        )
 
 
 def _check_ray(config: ClusterConfig) -> Iterator[Mistake]:

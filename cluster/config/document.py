@@ -24,6 +24,7 @@ _FOOTER: Final = """
 - A contract's prompt and completion together fit `max_model_len` of every model with the role (with `kv_window_tokens`, the
   completion fits the window). Fallbacks do not lead in a circle, and chat models and encoders do not stand in for
   each other.
+- A replica on vLLM reserves no GPU or as many whole ones as `tensor_parallel_size`: it takes most of their memory.
 - An upstream's URL is https (http on loopback alone) and carries no user name, password, query or fragment.
 - Listening beyond loopback needs keys.
 """

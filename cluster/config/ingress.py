@@ -12,12 +12,14 @@ class LimitsConfig(Section):
 
     body_bytes: int = Field(1_048_576, ge=1024, le=67_108_864)
     """Bytes of a request body."""
+    body_bytes_at_once: int = Field(8_388_608, ge=1024, le=2**36)
+    """Bytes of large bodies (over 64 KiB) that one ingress process holds at once; further ones wait unread."""
     header_bytes: int = Field(16_384, ge=1024, le=1_048_576)
     """Bytes of all request headers together."""
     header_count: int = Field(100, ge=8, le=1000)
     """Headers of a request (a count)."""
     json_depth: int = Field(32, ge=4, le=128)
-    """Levels of nested arrays and objects in a body."""
+    """Levels of nested arrays and objects in a body (a count)."""
     json_nodes: int = Field(50_000, ge=100, le=10_000_000)
     """Values in a body (a count)."""
     max_concurrent_requests: int = Field(512, ge=1, le=100_000)
@@ -56,7 +58,7 @@ class IngressConfig(Section):
     port: int = Field(8000, ge=1, le=65_535)
     """TCP port to listen on (a number)."""
     replicas: int = Field(1, ge=1, le=256)
-    """Ingress processes (a count)."""
+    """Ingress processes (a count); each applies the limits of keys to the requests that it takes itself."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds on requests."""
 
@@ -64,7 +66,7 @@ class IngressConfig(Section):
 class KeysConfig(Section):
     """API keys."""
 
-    path: str | None = Field(None, min_length=1, max_length=4096)
-    """Path of the file of hashed keys; null: `keys.jsonl` in the state directory."""
+    path: str | None = Field(None, max_length=4096, pattern=r"^(/|~/).+$")
+    """Absolute path of the file of hashed keys (or below `~/`); null: `keys.jsonl` in the state directory."""
     required: bool | None = None
     """True asks every caller for a key, false none; null: asked for as soon as the ingress listens beyond loopback."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.api.errors import ApiError
 from cluster.config.base import AUTO, Kind
@@ -43,6 +43,15 @@ class RouteDecision:
     def candidates(self) -> tuple[str, ...]:
         """Names of all models considered, in order of preference."""
         return tuple(candidate.model for candidate in self.considered)
+
+    def after_loss(self) -> RouteDecision | None:
+        """The decision once the chosen model was lost before it answered; None if no other takes over."""
+        if not self.fallbacks:
+            return None
+        following, *later = self.fallbacks
+        reason = f"{self.reason}; {self.model} was lost before it answered; fell back to {following}"
+        code = self.reason_code.removesuffix("_fallback") + "_fallback"
+        return replace(self, model=following, reason=reason, reason_code=code, fallbacks=tuple(later))
 
 
 def resolve(

@@ -15,8 +15,9 @@ from cluster.keys import KeyRecord
 from deployments.channel.stream import SlowReaderError
 from deployments.engines.protocol import Endpoint
 from deployments.ingress import info
-from deployments.ingress.body import ClientGoneError
+from deployments.ingress.body import BodyReader, ClientGoneError
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.failures import error_event
 from deployments.ingress.generate import Generation
 from deployments.ingress.services import Services
 from deployments.ingress.tracing import request_span
@@ -43,6 +44,7 @@ class IngressApp:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._running = 0
+        self._bodies = BodyReader(services.config.ingress.limits)
         pages = info.InfoPages(services)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/livez": ("GET", pages.live),
@@ -106,7 +108,7 @@ class IngressApp:
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         services = self._services
-        generation = Generation(services, endpoint)
+        generation = Generation(services, endpoint, self._bodies)
         limit = services.config.ingress.limits.max_concurrent_requests
 
         async def serve(exchange: Exchange, key: KeyRecord | None) -> None:
@@ -143,9 +145,10 @@ class IngressApp:
         try:
             if exchange.status == 0:
                 await exchange.refuse(error)
-            else:
-                # The head is out, so the status cannot change any more: end the connection instead of the answer.
-                await exchange.write(b"", last=True)
+            elif exchange.streaming:
+                # The head is out, so the status cannot change any more: the stream says what happened, without `[DONE]`.
+                await exchange.write(error_event(error.body()), last=True)
+            # A whole answer has told its length: the server closes the connection, and the client sees it cut.
         except (ClientGoneError, ConnectionError, asyncio.CancelledError):
             self._note_gone(exchange.scope)
 

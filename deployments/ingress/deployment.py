@@ -17,6 +17,7 @@ from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import clients_for
 from deployments.ingress.health import Health
+from deployments.ingress.loop import keep_responsive, watch_lag
 from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
 from deployments.names import MODEL_DEPLOYMENT, model_application_name
@@ -28,8 +29,6 @@ from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import setup_telemetry
 
 _log = logging.getLogger(__name__)
-
-LAG_PERIOD_S = 0.5
 
 
 class Ingress:
@@ -71,20 +70,14 @@ class Ingress:
         self._app = IngressApp(services)
         self._server = IngressServer(self._app, config.ingress)
         await self._server.start()
-        self._lag = asyncio.get_running_loop().create_task(self._measure_lag())
+        keep_responsive()
+        self._lag = asyncio.get_running_loop().create_task(watch_lag(self._metrics.set_loop_lag))
         _log.info("listening", extra={"host": config.ingress.host, "port": config.ingress.port})
 
     def check_health(self) -> None:
         """Serve's health check: the event loop answered, which is all there is to check."""
         if self._server.stopped:
             raise RuntimeError("the HTTP server of the ingress has stopped")
-
-    async def _measure_lag(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            before = loop.time()
-            await asyncio.sleep(LAG_PERIOD_S)
-            self._metrics.set_loop_lag(max(0.0, loop.time() - before - LAG_PERIOD_S))
 
     async def __del__(self) -> None:
         """Serve awaits this when it stops an ingress gracefully: running requests end first."""

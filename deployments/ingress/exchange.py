@@ -33,6 +33,8 @@ class Exchange:
         self.request_id = ""
         self.status = 0
         """Status sent, 0 before any."""
+        self.streaming = False
+        """Whether what is sent is a stream of events."""
         self.body_read = not _has_body(scope)
         """Whether nothing of the request is left on the connection."""
 
@@ -54,6 +56,7 @@ class Exchange:
 
     async def begin_stream(self) -> None:
         """Send the head of a stream of server-sent events."""
+        self.streaming = True
         await self._begin(200, EVENT_STREAM, {"cache-control": "no-store", "x-accel-buffering": "no"})
 
     async def _begin(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
 from cluster.api.embedding import EmbeddingRequest, parse_embedding
+from cluster.api.errors import ApiError
 from cluster.api.json_body import JsonObject, parse_json
 from cluster.api.requests import ApiRequest
 from cluster.config.ingress import LimitsConfig
@@ -19,7 +21,7 @@ from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, EngineRequest, TokenUsage
 from deployments.ingress import failures
-from deployments.ingress.body import read_body
+from deployments.ingress.body import BodyReader
 from deployments.ingress.dispatch import Answer, NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.provenance import Provenance
@@ -35,77 +37,152 @@ _PARSERS: Mapping[Endpoint, Callable[[JsonObject, LimitsConfig], ApiRequest]] = 
 }
 
 
+@dataclass(slots=True)
+class _Course:
+    """Where one request is on its way: the model that works on it, and what it was asked for in the first place."""
+
+    asked: ApiRequest
+    decision: RouteDecision
+    contract: Contract
+    request: ApiRequest
+    """What was asked for, within the contract."""
+    answer: Answer | None = None
+    earlier: int = 0
+    """Attempts on models that were lost."""
+
+    @property
+    def attempts(self) -> int:
+        """Attempts in all."""
+        return self.earlier + (0 if self.answer is None else self.answer.attempts)
+
+    def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
+        """Leave the model that was lost for another."""
+        self.close()
+        self.earlier, self.answer = self.attempts, None
+        self.decision, self.contract, self.request = decision, contract, request
+
+    def close(self) -> None:
+        """Free what the model at work holds."""
+        if self.answer is not None:
+            self.answer.close()
+
+
 class Generation:
     """Serves one endpoint."""
 
-    def __init__(self, services: Services, endpoint: Endpoint) -> None:
+    def __init__(self, services: Services, endpoint: Endpoint, bodies: BodyReader) -> None:
         self._services = services
         self._endpoint = endpoint
+        self._bodies = bodies
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None, span: RequestSpan) -> None:
         """Serve one request. Raises `ApiError` as long as nothing was sent; whatever comes later ends the stream."""
         services = self._services
         limits = services.config.ingress.limits
         timer = StreamTimer(time.monotonic())
-        body = await read_body(exchange.scope, exchange.receive, limits)
-        exchange.body_read = True
-        request: ApiRequest = _PARSERS[self._endpoint](parse_json(body, limits), limits)
-        decision, contract, request = self._decide(request)
-        span.decided(decision, contract, request)
-        services.metrics.decided(decision.model, decision.reason_code)
-        async with services.gate.admit(key, _tokens_at_most(request)) as admission:
+        request = await self._read(exchange, limits)
+        course = _Course(request, *self._bind(request, self._decide(request)))
+        self._note_decision(course, span)
+        async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
-            provenance = Provenance(decision, span.trace_id)
-            engine_request = EngineRequest(
-                request_id=span.request_id,
-                endpoint=self._endpoint,
-                body={**request.body, "model": decision.model},
-                trace_headers=span.trace_headers,
-            )
-            client = services.clients[decision.model]
-            answer = client.answer(engine_request, limits.max_buffered_bytes_per_stream)
             # The client's disconnect cancels this task wherever it waits, and with it all that the request holds.
             task = asyncio.current_task()
             gone = asyncio.get_running_loop().create_task(exchange.gone())
             gone.add_done_callback(lambda done: None if done.cancelled() or task is None else task.cancel())
             reply = EngineReply(status=failures.CLIENT_GONE)
+            limit_s = course.contract.timeout_s
             try:
-                async with asyncio.timeout(contract.timeout_s):
-                    if getattr(request, "stream", False):
-                        reply = await self._stream(exchange, answer, provenance, timer, span)
-                    else:
-                        reply = await self._plain(exchange, answer, provenance, timer)
+                async with asyncio.timeout(limit_s):
+                    reply = await self._answer(exchange, course, timer, span)
             except TimeoutError as error:
                 if exchange.status == 0:
-                    raise failures.too_long(contract.timeout_s) from None
+                    raise failures.too_long(limit_s) from None
                 reply = await self._break_off(exchange, span, error)
             finally:
                 gone.cancel()
-                answer.close()
-                span.answered(answer, timer)
-                admission.spent(_usage(reply, request, answer))
+                course.close()
+                span.answered(course.attempts, timer)
+                admission.spent(_usage(reply, course))
             span.finished(reply)
-            services.metrics.answered(decision.model, self._endpoint, reply, timer, time.monotonic())
-            target = contract.latency_target_s
-            if target is not None and timer.first_s is not None and timer.first_s > target:
-                services.metrics.late(decision.model, contract.role or decision.model)
-            if answer.attempts > 1:
-                services.metrics.retried(decision.model)
+            self._count(course, reply, timer)
 
-    def _decide(self, request: ApiRequest) -> tuple[RouteDecision, Contract, ApiRequest]:
+    async def _answer(self, exchange: Exchange, course: _Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
+        """Have the request answered, if its model is lost before the first byte by the next that stands in for it."""
         config = self._services.config
-        decision = resolve(request.model, signals_of(request), config, self._services.health.models())
-        contract = contract_for(config, decision)
+        send = self._stream if getattr(course.request, "stream", False) else self._plain
+        while True:
+            answer = self._dispatch(course, span)
+            provenance = Provenance(course.decision, span.trace_id, course.earlier)
+            try:
+                return await send(exchange, answer, provenance, timer, span)
+            except (NoReplicaError, ReplicaLostError) as error:
+                if not self._fall_back(course):
+                    raise failures.to_api_error(error, config) from error
+                self._note_decision(course, span)
+            except (QueueFullError, SlowReaderError) as error:
+                raise failures.to_api_error(error, config) from error
+
+    def _dispatch(self, course: _Course, span: RequestSpan) -> Answer:
+        model = course.decision.model
+        request = EngineRequest(
+            request_id=span.request_id,
+            endpoint=self._endpoint,
+            body={**course.request.body, "model": model},
+            trace_headers=span.trace_headers,
+        )
+        limits = self._services.config.ingress.limits
+        course.answer = self._services.clients[model].answer(request, limits.max_buffered_bytes_per_stream)
+        return course.answer
+
+    def _fall_back(self, course: _Course) -> bool:
+        """Set the course on the next model that takes over and can keep the contract; whether there is one."""
+        decision = course.decision.after_loss()
+        while decision is not None:
+            try:
+                bound = self._bind(course.asked, decision)
+            except ApiError:
+                # It holds less than was asked for. That this is so is not the caller's mistake: on to the next.
+                decision = decision.after_loss()
+                continue
+            course.turn_to(*bound)
+            return True
+        return False
+
+    def _note_decision(self, course: _Course, span: RequestSpan) -> None:
+        span.decided(course.decision, course.contract, course.request)
+        self._services.metrics.decided(course.decision.model, course.decision.reason_code)
+
+    def _count(self, course: _Course, reply: EngineReply, timer: StreamTimer) -> None:
+        metrics, contract, model = self._services.metrics, course.contract, course.decision.model
+        metrics.answered(model, self._endpoint, reply, timer, time.monotonic())
+        target = contract.latency_target_s
+        if target is not None and timer.first_s is not None and timer.first_s > target:
+            metrics.late(model, contract.role or model)
+        if course.attempts > 1:
+            metrics.retried(model)
+
+    async def _read(self, exchange: Exchange, limits: LimitsConfig) -> ApiRequest:
+        parser = _PARSERS[self._endpoint]
+
+        def parse(body: bytes) -> ApiRequest:
+            exchange.body_read = True
+            return parser(parse_json(body, limits), limits)
+
+        return await self._bodies.read(exchange.scope, exchange.receive, parse)
+
+    def _decide(self, request: ApiRequest) -> RouteDecision:
+        services = self._services
+        return resolve(request.model, signals_of(request), services.config, services.health.models())
+
+    def _bind(self, request: ApiRequest, decision: RouteDecision) -> tuple[RouteDecision, Contract, ApiRequest]:
+        contract = contract_for(self._services.config, decision)
         return decision, contract, enforce(contract, request)
 
     async def _plain(
-        self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer
+        self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, _span: RequestSpan
     ) -> EngineReply:
-        try:
-            while (data := await answer.next()) is not None:
-                timer.chunk(time.monotonic(), data.count(b"\n\n"))
-        except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
-            raise failures.to_api_error(error, self._services.config) from error
+        while (data := await answer.next()) is not None:
+            timer.chunk(time.monotonic(), data.count(b"\n\n"))
         reply = failures.require_reply(answer.reply)
         exchange.headers |= provenance.headers(answer, reply)
         body = reply.body if reply.status != 200 else provenance.add_to(reply.body, answer, reply)
@@ -115,10 +192,7 @@ class Generation:
     async def _stream(
         self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, span: RequestSpan
     ) -> EngineReply:
-        try:
-            first = await answer.next()
-        except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
-            raise failures.to_api_error(error, self._services.config) from error
+        first = await answer.next()
         if first is None:
             # Refused before its first event: an ordinary error answer, not a stream.
             reply = failures.require_reply(answer.reply)
@@ -158,8 +232,9 @@ def _tokens_at_most(request: ApiRequest) -> int:
     return request.prompt_tokens_estimate + (request.max_tokens or 0) * request.sequences
 
 
-def _usage(reply: EngineReply, request: ApiRequest, answer: Answer) -> TokenUsage:
+def _usage(reply: EngineReply, course: _Course) -> TokenUsage:
     """What a request used. One that broke off is charged what was estimated of its prompt, and what came of its answer."""
-    if reply.status < 400 or reply.usage != TokenUsage() or answer.events == 0:
+    events = 0 if course.answer is None else course.answer.events
+    if reply.status < 400 or reply.usage != TokenUsage() or events == 0:
         return reply.usage
-    return TokenUsage(prompt_tokens=request.prompt_tokens_estimate, completion_tokens=answer.events)
+    return TokenUsage(prompt_tokens=course.request.prompt_tokens_estimate, completion_tokens=events)

@@ -18,13 +18,15 @@ class Provenance:
 
     decision: RouteDecision
     trace_id: str
+    earlier: int = 0
+    """Attempts on other models, which were lost before this one took over."""
 
     def headers(self, answer: Answer, reply: EngineReply | None) -> dict[str, str]:
         """Response headers. `reply` is None at the head of a stream, when its end is not known yet."""
         headers = {
             f"{PREFIX}model": self.decision.model,
             f"{PREFIX}trace-id": self.trace_id,
-            f"{PREFIX}attempts": str(answer.attempts),
+            f"{PREFIX}attempts": str(self.earlier + answer.attempts),
         }
         if answer.engine is not None:
             headers[f"{PREFIX}engine"] = answer.engine
@@ -41,7 +43,7 @@ class Provenance:
             "role": self.decision.role,
             "reason": self.decision.reason,
             "engine": answer.engine,
-            "attempts": answer.attempts,
+            "attempts": self.earlier + answer.attempts,
             "trace_id": self.trace_id,
             "cached_tokens": usage.cached_tokens,
             "truncated_turns": usage.truncated_turns,

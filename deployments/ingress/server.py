@@ -18,6 +18,9 @@ BACKLOG = 1024
 SEND_BUFFER_BYTES = 262_144
 """What the kernel is asked to hold per connection of what a client has not read; it doubles it for its own books."""
 
+RECEIVE_BUFFER_BYTES = 65_536
+"""The same of what a client sends and nobody has read yet: a bound on what one read from a socket brings."""
+
 CONNECTIONS_PER_REQUEST = 4
 """Connections taken, for each request that may be in flight; most of them rest between two requests."""
 
@@ -74,6 +77,7 @@ class IngressServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Connections inherit it. Left to itself, the kernel holds 4 MiB for every client that does not read.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         listener.bind((self._config.host, self._config.port))
         listener.listen(BACKLOG)
         listener.setblocking(False)

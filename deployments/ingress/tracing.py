@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cluster.api.requests import ApiRequest
     from cluster.contracts import Contract
     from cluster.routing.resolve import RouteDecision
-    from deployments.ingress.dispatch import Answer
     from deployments.telemetry.metrics import StreamTimer
 
 OPERATIONS: Mapping[Endpoint, str] = {
@@ -54,9 +53,9 @@ class RequestSpan:
             if decision.role is not None:
                 self._span.set_attribute(names.ROUTE_ROLE, decision.role)
 
-    def answered(self, answer: Answer, timer: StreamTimer) -> None:
+    def answered(self, attempts: int, timer: StreamTimer) -> None:
         """Attempts and the time to the first piece of the answer."""
-        self._span.set_attribute(names.ATTEMPTS, answer.attempts)
+        self._span.set_attribute(names.ATTEMPTS, attempts)
         if timer.first_s is not None:
             self._span.set_attribute(names.TTFT, timer.first_s)
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.api.errors import ApiError
 from cluster.config.ingress import IngressConfig, LimitsConfig
-from deployments.ingress.body import ClientGoneError, read_body
+from deployments.ingress.body import BodyReader, ClientGoneError
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.server import IngressServer
 
@@ -21,12 +21,14 @@ LIMITS = LimitsConfig(header_bytes=2048, slow_client_timeout_s=0.5)
 
 @asynccontextmanager
 async def serving(port: int, seen: list[Scope], read: bool = True, size: int = 2) -> AsyncIterator[None]:
+    bodies = BodyReader(LIMITS)
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
         exchange = Exchange(scope, receive, send, LIMITS.slow_client_timeout_s)
         try:
             if read:
-                await read_body(scope, receive, LIMITS)
+                await bodies.read(scope, receive, len)
                 exchange.body_read = True
             await exchange.respond(200, b"x" * size)
         except ApiError as error:

@@ -73,6 +73,8 @@ def test_the_base_has_no_mistakes() -> None:
         ("models.dense.engine.kv_window_tokens", 4096, "models.dense.engine.kv_window_tokens"),
         ("models.dense.engine.max_num_batched_tokens", 16, "models.dense.engine.max_num_batched_tokens"),
         ("models.dense.engine.tensor_parallel_size", 2, "models.dense.replicas.gpus"),
+        ("models.dense.replicas", {"gpus": 0.5}, "models.dense.replicas.gpus"),
+        ("models.dense.replicas", {"gpus": 2}, "models.dense.replicas.gpus"),
         ("models.dense.replicas", {"min": 3, "max": 2}, "models.dense.replicas.min"),
         ("models.dense.replicas", {"target_ongoing_requests": 65}, "models.dense.replicas.target_ongoing_requests"),
         ("models.dense.replicas", {"cpu_cores": "3-1"}, "models.dense.replicas.cpu_cores"),
@@ -89,6 +91,8 @@ def test_the_base_has_no_mistakes() -> None:
         ("routing", {"code_role": "nobody"}, "routing.code_role"),
         ("routing", {"default_role": "embedding"}, "routing.default_role"),
         ("ingress", {"limits": {"prompt_bytes": 2_000_000}}, "ingress.limits.prompt_bytes"),
+        ("ingress", {"limits": {"body_bytes_at_once": 1_000_000}}, "ingress.limits.body_bytes"),
+        ("keys", {"path": "keys.jsonl"}, "keys.path"),
         ("ray", {"address": "auto", "num_cpus": 2}, "ray.num_cpus"),
     ],
 )

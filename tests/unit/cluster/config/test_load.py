@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from cluster.config.engine import EngineType
@@ -138,14 +141,31 @@ def test_secrets_are_never_repeated(secret: str) -> None:
     assert "hunter2" not in repr(caught.value.mistakes)
 
 
-def test_every_field_has_a_description_in_the_schema() -> None:
+UNITS = (
+    "second", "byte", "token", "count", "number", "gpu", "cpu core", "core number", "thread", "sequence", "replica", "request",
+    "0 to 1", "niceness", "kv blocks", "yes or no", "true ",
+)  # fmt: skip
+
+
+def fields() -> Iterator[tuple[str, dict[str, Any]]]:
     schema = config_schema()
-    sections = [schema, *(part for part in schema["$defs"].values() if "properties" in part)]
-    bare = [
-        f"{section['title']}.{name}"
-        for section in sections
-        for name, field in section["properties"].items()
-        if "description" not in field and "$ref" not in field
-    ]
-    assert bare == []
-    assert all(section["additionalProperties"] is False for section in sections)
+    for section in [schema, *(part for part in schema["$defs"].values() if "properties" in part)]:
+        assert section["additionalProperties"] is False
+        for name, field in section["properties"].items():
+            yield f"{section['title']}.{name}", field
+
+
+def kinds(field: dict[str, Any]) -> set[str]:
+    return {str(option.get("type")) for option in (field, *field.get("anyOf", ()))}
+
+
+def test_every_field_is_described() -> None:
+    found = dict(fields())
+    assert len(found) > 90
+    assert [name for name, field in found.items() if len(field.get("description", "")) < 8] == []
+
+
+def test_every_number_says_its_unit() -> None:
+    numbers = {name: field for name, field in fields() if kinds(field) & {"integer", "number", "boolean"}}
+    assert len(numbers) > 60
+    assert [name for name, field in numbers.items() if not any(u in field["description"].lower() for u in UNITS)] == []
