@@ -37,6 +37,40 @@ def die_with_parent(owner: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def tie_to_owner() -> bool:
+    """Die with the process that `POINTSMAN_OWNER_PID` names, and own what this process starts in turn.
+
+    So a chain dies from its first link to its last: a replica, its engine core, and the workers that the core starts
+    where a model is spread over several devices. Returns False, and does nothing, in the owner itself and where no owner
+    is named. Raises `OSError` if the kernel refuses.
+    """
+    owner = os.environ.get(OWNER_VARIABLE)
+    if owner is None or int(owner) == os.getpid():
+        return False
+    die_with_parent(int(owner))
+    os.environ[OWNER_VARIABLE] = str(os.getpid())
+    return True
+
+
+def stopped_below(pids: Iterable[int]) -> int | None:
+    """A process among `pids` and their children, at any depth, that was stopped by a signal; None if there is none.
+
+    Looks at every process of the machine: milliseconds, so not for an event loop.
+    """
+    left = list(pids)
+    if not left:
+        return None
+    children: dict[int | None, list[int]] = {}
+    for pid in _all_pids():
+        children.setdefault(parent_of(pid), []).append(pid)
+    while left:
+        pid = left.pop()
+        if process_state(pid) in {"T", "t"}:
+            return pid
+        left.extend(children.get(pid, ()))
+    return None
+
+
 def adopt_orphans() -> None:
     """Make this process the one that orphaned descendants are re-parented to, instead of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

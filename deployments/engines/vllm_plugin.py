@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 
-from deployments.processes import OWNER_VARIABLE, die_with_parent
+from deployments.processes import OWNER_VARIABLE, tie_to_owner
 
 
 def register() -> None:
-    """Tie an engine process to the replica that owns it, and give the engine core the heartbeat method."""
-    owner = os.environ.get(OWNER_VARIABLE)
-    if owner is None:
+    """Tie an engine process to the process that owns it, and give the engine core the heartbeat method."""
+    if OWNER_VARIABLE not in os.environ:
         return
+    # First of all: a core whose replica is gone already must not go on to load a model.
+    tie_to_owner()
     from deployments.engines.vllm_internals import install_in_engine_core
 
     install_in_engine_core()
-    if int(owner) != os.getpid():
-        die_with_parent(int(owner))
