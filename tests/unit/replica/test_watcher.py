@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cluster.config.model import ReplicaConfig
 from deployments.engines.protocol import EngineDeadError
 from deployments.replica.watcher import EngineWatcher, WatchLimits
 
 PID = 77
 TICKS_PER_S = 100
+SHIPPED = WatchLimits(idle_silence_s=ReplicaConfig().stall_timeout_s)
+"""What a replica watches with unless its model's configuration says otherwise."""
 
 
 @dataclass
@@ -24,14 +27,18 @@ class World:
     answers_after_s: float | None = 0.0
     """None: never."""
     pids: tuple[int, ...] = (PID,)
+    stopped_worker: int | None = None
     failure: Exception | None = None
     events: dict[float, dict[str, object]] = field(default_factory=dict)
     """What changes when: a time, and the fields that get new values."""
+    late_s: float = 0.0
+    """How much later than asked the watcher wakes up next."""
     ticks: float = 0.0
     asked: list[float] = field(default_factory=list)
 
     async def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += seconds + self.late_s
+        self.late_s = 0.0
         if self.computing and self.state != "T":
             self.ticks += seconds * TICKS_PER_S
         for time in [time for time in self.events if time <= self.now]:
@@ -64,7 +71,12 @@ async def watch(world: World, monkeypatch: pytest.MonkeyPatch, until_s: float = 
     """The reason that the watcher gives, or None if it gives none until `until_s`."""
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: world.now)
     watcher = EngineWatcher(
-        Engine(world), WatchLimits(), lambda _: world.state, lambda _: int(world.ticks), sleep=world.sleep
+        Engine(world),
+        SHIPPED,
+        lambda _: world.state,
+        lambda _: int(world.ticks),
+        lambda _: world.stopped_worker,
+        sleep=world.sleep,
     )
     watching = asyncio.create_task(watcher.watch())
     while world.now < until_s and not watching.done():
@@ -117,6 +129,33 @@ async def test_a_prefill_that_computes_with_pauses_is_left_alone(monkeypatch: py
     pauses = {10.0 + 1.5 * n: {"computing": bool(n % 2)} for n in range(10)}
     world = World(computing=True, answers_after_s=20.0, events=pauses)
     assert await watch(world, monkeypatch, until_s=29.0) is None
+
+
+@pytest.mark.parametrize("at", [10.0, 10.3, 10.6, 10.9])
+async def test_a_stopped_worker_is_found_although_the_core_spins(monkeypatch: pytest.MonkeyPatch, at: float) -> None:
+    world = World(computing=True, events={at: {"stopped_worker": 99, "answers_after_s": None}})
+    reason = await watch(world, monkeypatch)
+    assert reason is not None
+    assert "process 99 is stopped" in reason
+    assert world.now <= at + 4.5
+
+
+@pytest.mark.parametrize("late_s", [3.0, 30.0, 300.0])
+@pytest.mark.parametrize("at", [10.0, 10.25, 10.5, 10.75])
+async def test_a_watcher_that_was_stopped_itself_blames_nobody(
+    monkeypatch: pytest.MonkeyPatch, at: float, late_s: float
+) -> None:
+    """The answer to its heartbeat came meanwhile and is read a moment after it wakes up."""
+    world = World(answers_after_s=0.4, events={at: {"late_s": late_s, "answers_after_s": 0.4 + late_s}})
+    assert await watch(world, monkeypatch, until_s=at + late_s + 0.9) is None
+
+
+async def test_a_watcher_that_was_stopped_still_finds_a_hung_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(events={10.0: {"answers_after_s": None}, 11.5: {"late_s": 60.0}})
+    reason = await watch(world, monkeypatch)
+    assert reason is not None
+    assert "stopped or deadlocked" in reason
+    assert world.now <= 75.5
 
 
 async def test_an_engine_that_computes_for_ever_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
