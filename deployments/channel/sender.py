@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,6 +93,15 @@ class IngressConnection:
         finally:
             self._writer.close()
             self._on_closed()
+
+    def cut(self) -> None:
+        """End the connection now, whatever is queued: the ingress sees a replica that died.
+
+        On the socket itself: what a transport is told takes effect in a later turn of the event loop, and a process that
+        gives itself up has none.
+        """
+        with contextlib.suppress(OSError):
+            self._writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
         """Close once everything queued has left, or the ingress has not taken it for `CLOSE_TIMEOUT_S`."""

@@ -165,6 +165,9 @@ class Replica:
         """The ingress is gone, and with it every caller it spoke for."""
         if self._connections.get(ingress_id) is connection:
             del self._connections[ingress_id]
+            # An ingress that starts anew has another name, so its lock is of no use any more.
+            if not self._connecting[ingress_id].locked():
+                del self._connecting[ingress_id]
         for stream, owner in list(self._owners.items()):
             if owner == ingress_id:
                 self._cancel(stream)
@@ -208,6 +211,9 @@ class Replica:
         _log.error(
             "replica gives itself up: %s", Safe(reason), extra={"model": self._name, "replica": self._replica_id}
         )
+        # First of all: this takes the replica out of routing, and lets its callers be served elsewhere.
+        for connection in self._connections.values():
+            connection.cut()
         self._kill_engine()
         self._before_exit()
         os._exit(EXIT_ENGINE_LOST)

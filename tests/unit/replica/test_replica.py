@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -21,7 +23,7 @@ from deployments.engines.protocol import (
     EngineStats,
     TokenUsage,
 )
-from deployments.replica.replica import Replica
+from deployments.replica.replica import EXIT_ENGINE_LOST, Replica
 from deployments.replica.spec import ReplicaCall
 from deployments.replica.tracing import ReplicaTracer
 from deployments.replica.watcher import WatchLimits
@@ -221,6 +223,47 @@ async def test_a_dead_engine_ends_the_replica_and_is_no_answer(setting: Setting)
     next(iter(setting.replica._connections.values()))._writer.transport.abort()
     with pytest.raises(ReplicaLostError):
         await stream.next()
+
+
+async def test_a_replica_that_gives_itself_up_is_out_of_routing_before_it_saves_anything(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event loop turns no more: what is seen of it is seen by the ingress, here in a thread of its own."""
+    seen: list[bool] = []
+    ended: list[int] = []
+
+    def save() -> None:
+        connection = next(iter(setting.replica._connections.values()))
+        peer = setting.ingress.attached()[0].writer.get_extra_info("socket")
+        # The kernel has told the ingress that nothing more will come, though no turn of the loop has passed.
+        with socket.socket(fileno=os.dup(peer.fileno())) as end:
+            end.settimeout(1.0)
+            while data := end.recv(65_536):
+                assert data
+            seen.append(connection.open)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(setting.replica, "_before_exit", save)
+    await setting.replica.attach(setting.address)
+    await until(setting.ingress.attached)
+    stream = setting.send("wait")
+    assert await stream.next() == b"data: 1\n\n"
+    setting.replica._give_up("the core is gone")
+    assert (len(seen), ended) == (1, [EXIT_ENGINE_LOST])
+    with pytest.raises(ReplicaLostError):
+        await stream.next()
+    assert not setting.ingress.is_routable("r1")
+
+
+async def test_what_is_kept_of_an_ingress_goes_with_it(setting: Setting) -> None:
+    for number in range(3):
+        other = ChannelReceiver(f"other{number}")
+        await setting.replica.attach(await other.start("127.0.0.1"))
+        await until(other.attached)
+        await other.close()
+    await until(lambda: not setting.replica._connections)
+    assert setting.replica._connecting == {}
 
 
 async def test_the_watchers_verdict_ends_the_replica_and_its_health(setting: Setting) -> None:
