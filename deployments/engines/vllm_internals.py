@@ -35,7 +35,8 @@ def check_version() -> None:
     """Raises `EngineStartError` if the installed vLLM is not the one these internals were written against."""
     import vllm
 
-    if vllm.__version__ != SUPPORTED_VERSION:
+    # What follows a plus only names the build, for example `+cu129`.
+    if vllm.__version__.partition("+")[0] != SUPPORTED_VERSION:
         raise EngineStartError(
             f"vLLM {vllm.__version__} is installed, Pointsman reaches into {SUPPORTED_VERSION}: "
             "install the locked environment (`make env`) or a Pointsman release for that vLLM."
@@ -61,8 +62,14 @@ async def core_snapshot(engine: AsyncLLM) -> CoreSnapshot:
     return CoreSnapshot(int(running), int(waiting), float(usage))
 
 
+def require_core_pids(engine: AsyncLLM) -> None:
+    """Raises `EngineStartError` if the core's processes cannot be found: nobody would notice their death."""
+    if not core_pids(engine):
+        raise EngineStartError(f"vLLM does not tell its engine processes (expected vLLM {SUPPORTED_VERSION}).")
+
+
 def core_pids(engine: AsyncLLM) -> tuple[int, ...]:
-    """Process ids of the engine core processes that this front end started."""
+    """Process ids of the engine core processes that this front end started; empty if it does not tell."""
     resources: Any = getattr(engine.engine_core, "resources", None)
     manager = getattr(resources, "engine_manager", None)
     processes = getattr(manager, "processes", ())
@@ -85,13 +92,17 @@ def check_parts() -> None:
     """Raises `EngineStartError` naming the first internal part that is not where this release has it."""
     check_version()
     from vllm.renderers.base import BaseRenderer
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.core_client import AsyncMPClient
 
+    if not isinstance(getattr(KVCacheManager, "usage", None), property):
+        raise EngineStartError(f"vLLM's KVCacheManager.usage is gone (expected vLLM {SUPPORTED_VERSION}).")
     for owner, name in (
         (AsyncMPClient, "call_utility_async"),
         (EngineCore, "step"),
         (BaseRenderer, "_tokenize_prompt"),
+        (BaseRenderer, "_build_tokens_prompt"),
     ):
         if not inspect.isfunction(getattr(owner, name, None)):
             raise EngineStartError(f"vLLM's {owner.__name__}.{name} is gone (expected vLLM {SUPPORTED_VERSION}).")
