@@ -22,6 +22,7 @@ from deployments.engines.protocol import (
     EngineStats,
     TokenUsage,
 )
+from deployments.engines.truncation import with_truncation
 from deployments.engines.vllm_args import VllmLaunch, engine_args, engine_environment, has_gpu
 from deployments.processes import kill_all
 
@@ -87,6 +88,7 @@ class VllmEngine:
         from deployments.engines.vllm_tokenizing import guard_special_tokens
 
         engine, config = self._running(), self._launch.model.engine
+        vllm_internals.require_core_pids(engine)
         self._neutralise = guard_special_tokens(engine)
         self._layer = OpenAILayer(engine, self._launch.name, str(self._launch.path), config)
         if config.kv_window_tokens is not None:
@@ -118,7 +120,7 @@ class VllmEngine:
                 # vLLM turns a cancellation into an error answer; who cancelled must see it end.
                 raise asyncio.CancelledError
             if isinstance(answer, AsyncGenerator):
-                reply = await self._stream(answer, emit)
+                reply = await self._stream(answer, emit, truncated)
             else:
                 reply = self._plain(answer)
         except ApiError as error:
@@ -135,8 +137,9 @@ class VllmEngine:
             ),
         )
 
-    async def _stream(self, answer: AsyncGenerator[str, None], emit: Emit) -> EngineReply:
+    async def _stream(self, answer: AsyncGenerator[str, None], emit: Emit, truncated: TokenUsage) -> EngineReply:
         last = ""
+        untold = truncated
         try:
             async for item in answer:
                 if item == _DONE:
@@ -146,7 +149,8 @@ class VllmEngine:
                     return self._stream_failed(item)
                 if '"finish_reason":"' in item:
                     last = item
-                emit(item.encode())
+                emit(with_truncation(item, untold).encode())
+                untold = TokenUsage()
         finally:
             await answer.aclose()
         return EngineReply(status=200, finish_reason=_finish_reason(last))
@@ -203,7 +207,7 @@ class VllmEngine:
         self._keeper.observe(snapshot.running, snapshot.waiting, snapshot.kv_usage)
 
     def pids(self) -> tuple[int, ...]:
-        """The engine core's process, and its workers' where there are several devices."""
+        """The engine core's process. Workers, where there are several devices, are its children and end with it."""
         from deployments.engines.vllm_internals import core_pids
 
         return () if self._engine is None else core_pids(self._engine)
