@@ -216,8 +216,14 @@ class ExternalEngine:
         )
 
     def _failed(self, error: ApiError, relay: StreamRelay) -> _Outcome:
+        wait = error.headers.get("retry-after")
         return _Outcome(
-            EngineReply(status=error.status, body=error.body(), usage=relay.usage),
+            EngineReply(
+                status=error.status,
+                body=error.body(),
+                usage=relay.usage,
+                retry_after_s=int(wait) if wait is not None else None,
+            ),
             error=error.code,
             response_id=relay.response_id,
             response_model=relay.response_model,

@@ -64,6 +64,8 @@ class EngineReply:
     body: bytes = b""
     usage: TokenUsage = TokenUsage()
     finish_reason: str | None = None
+    retry_after_s: int | None = None
+    """Seconds after which a request refused with 429 or 503 may be sent again; None: the engine does not know."""
 
 
 @dataclass(frozen=True, slots=True)

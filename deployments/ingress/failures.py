@@ -66,6 +66,13 @@ def too_long(limit_s: float) -> ApiError:
     )
 
 
+def retry_headers(reply: EngineReply) -> dict[str, str]:
+    """When to come back, for an engine's own 429 and 503."""
+    if reply.status not in (429, 503):
+        return {}
+    return {"retry-after": str(1 if reply.retry_after_s is None else reply.retry_after_s)}
+
+
 def require_reply(reply: EngineReply | None) -> EngineReply:
     """The reply of an answer that has ended. Raises `ReplicaLostError` if it ended without one."""
     if reply is None:

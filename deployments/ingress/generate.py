@@ -186,7 +186,7 @@ class Generation:
         reply = failures.require_reply(answer.reply)
         exchange.headers |= provenance.headers(answer, reply)
         body = reply.body if reply.status != 200 else provenance.add_to(reply.body, answer, reply)
-        await exchange.respond(reply.status, body)
+        await exchange.respond(reply.status, body, headers=failures.retry_headers(reply))
         return reply
 
     async def _stream(
@@ -197,7 +197,7 @@ class Generation:
             # Refused before its first event: an ordinary error answer, not a stream.
             reply = failures.require_reply(answer.reply)
             exchange.headers |= provenance.headers(answer, reply)
-            await exchange.respond(reply.status, reply.body)
+            await exchange.respond(reply.status, reply.body, headers=failures.retry_headers(reply))
             return reply
         exchange.headers |= provenance.headers(answer, None)
         await exchange.begin_stream()

@@ -191,6 +191,7 @@ async def test_failures_leak_nothing(
     assert str(upstream.port) not in reply.body.decode()
     if behaviour == "429":
         assert "7 s" in error["message"]
+        assert reply.retry_after_s == 7
 
 
 async def test_nothing_listens_there(caller: Caller, free_port: int) -> None:

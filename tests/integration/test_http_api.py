@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,13 +15,16 @@ import pytest
 
 from tests.clusters import RunningCluster
 from tests.integration.access_keys import add_key
+from tests.integration.cluster_processes import state_of
 
 pytestmark = pytest.mark.timeout(300)
 
 CANARY = "canary-4be1"
 CHAT = "/v1/chat/completions"
-P95_S = 3 * 0.05
-"""Three times the time within which a refusal is back over loopback."""
+P95_S = 0.05
+"""Within this time a refusal is back over loopback."""
+ROUNDS = 5
+"""Other processes of the machine delay an answer, too, so the quietest of some rounds is what is held to `P95_S`."""
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +99,20 @@ def test_numbers_that_are_none(client: httpx.Client, number: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
-def test_refusals_are_quick(client: httpx.Client) -> None:
-    for more in (REFUSED["huge n"][0], REFUSED["long prompt"][0], REFUSED["stop list"][0]):
-        body = json.dumps(chat(**more)).encode()
+@pytest.mark.parametrize("name", ["huge n", "best_of", "stop list", "bias value", "no tokens", "long prompt"])
+def test_refusals_are_quick(client: httpx.Client, name: str) -> None:
+    body = json.dumps(chat(**REFUSED[name][0])).encode()
+    p95 = []
+    for _ in range(ROUNDS):
         times = []
         for _ in range(40):
             began = time.monotonic()
             assert client.post(CHAT, content=body).status_code == 400
             times.append(time.monotonic() - began)
-        assert sorted(times)[37] < P95_S
+        p95.append(sorted(times)[37])
+        if p95[-1] < P95_S:
+            return
+    pytest.fail(f"p95 in seconds: {p95}")
 
 
 @pytest.fixture
@@ -239,3 +248,26 @@ def test_a_stream_ends_as_it_should(client: httpx.Client) -> None:
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
     without = client.post(CHAT, json=chat(stream=True)).text
     assert '"usage"' not in without
+
+
+def test_what_callers_write_is_kept_nowhere(client: httpx.Client, simulated_cluster: RunningCluster) -> None:
+    """The requests above, and some more, had the canary in every place that a caller can write into."""
+    assert client.post(CHAT, json=chat(messages=[{"role": "user", "content": CANARY}], user=CANARY)).status_code == 200
+    assert client.post(CHAT, json=chat(messages=[{"role": "user", "content": CANARY}], stream=True)).status_code == 200
+    assert client.post("/v1/completions", json={"model": "beta", "prompt": CANARY}).status_code == 200
+    assert client.post("/v1/embeddings", json={"model": "beta", "input": CANARY}).status_code == 400
+    assert client.get(f"/v1/models/{CANARY}?{CANARY}={CANARY}").status_code == 404
+    assert client.post(CHAT, json=chat(), headers={"baggage": f"x={CANARY}", "user-agent": CANARY}).status_code == 200
+    with simulated_cluster.client(key=f"pm-{CANARY}") as stranger:
+        assert stranger.get("/v1/models").status_code == 401
+    # Spans are in the store a moment after they end.
+    time.sleep(1.0)
+    assert CANARY not in client.get("/metrics").text
+    ray_files = Path(state_of(simulated_cluster).ray_temp_dir)
+    looked_at = 0
+    for folder in (simulated_cluster.state_dir, ray_files):
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                assert CANARY.encode() not in path.read_bytes(), path
+                looked_at += 1
+    assert looked_at > 20

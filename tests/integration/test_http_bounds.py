@@ -28,8 +28,10 @@ HEADER_LIMIT = 16_384
 SLOW_S = 3.0
 """Patience of this cluster with slow clients, seconds."""
 GROWTH_BYTES = 16 * MIB
-LAG_S = 3 * 0.05
-"""Three times the lag that the event loop of the ingress may have."""
+LAG_S = 0.05
+"""Lag that the event loop of the ingress may have."""
+ROUNDS = 3
+"""Other processes of the machine delay the loop, too, so the quietest of some rounds is what is held to `LAG_S`."""
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,27 @@ class Watch:
             self.lag = max(self.lag, lag_of(self._cluster, self._auth))
 
 
-@pytest.mark.parametrize("attack", ["announced", "chunked", "just under", "deep", "headers", "stranger"])
+def bias() -> bytes:
+    """A body that costs more to parse than any other of its size."""
+    body: dict[str, object] = json.loads(chat("Hello"))
+    return json.dumps(body | {"logit_bias": {str(token): 1 for token in range(20_000)}}).encode()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "announced",
+        "chunked",
+        "not UTF-8",
+        "just under",
+        "deep",
+        "deep by one",
+        "key twice",
+        "bias",
+        "headers",
+        "stranger",
+    ],
+)
 def test_fifty_at_once(simulated_cluster: RunningCluster, auth: str, attack: str) -> None:
     url = simulated_cluster.url
     start = head("POST", "/v1/chat/completions", auth, "transfer-encoding: chunked")
@@ -241,27 +263,60 @@ def test_fifty_at_once(simulated_cluster: RunningCluster, auth: str, attack: str
     pieces: dict[str, tuple[list[bytes], int]] = {
         "announced": ([post(big, auth)], 413),
         "chunked": ([start, *chunked(big)], 413),
+        "not UTF-8": ([post(chat("a" * (MIB - 200)) + b"\xff", auth)], 400),
         "just under": ([post(b'"' + b"a" * (MIB - 2) + b'"', auth)], 400),
         "deep": ([post(b"[" * 1_000_000, auth)], 400),
+        "deep by one": ([post(chat("Hello", metadata="X").replace(b'"X"', b"[" * 32 + b"]" * 32), auth)], 400),
+        "key twice": ([post(b'{"a":1,' + b'"b":1,' * 40_000 + b'"c":1}', auth)], 400),
+        "bias": ([post(bias(), auth)], 400),
         "headers": ([head("GET", "/v1/models", f"x-bomb: {'a' * MIB}")], 431),
         "stranger": ([post(big)], 401),
     }
     data, status = pieces[attack]
     # What the first request of a kind loads and allocates stays, however many follow.
-    assert talk(url, data).status == status
-    gate = threading.Barrier(50)
+    assert talk(url, data, timeout_s=60.0).status == status
+    lags = []
+    for _ in range(ROUNDS):
+        gate = threading.Barrier(50)
 
-    def send(_: int) -> int:
-        gate.wait()
-        return talk(url, data, timeout_s=60.0).status
+        def send(_: int, gate: threading.Barrier = gate) -> int:
+            gate.wait()
+            return talk(url, data, timeout_s=60.0).status
 
-    with Watch(simulated_cluster, auth) as watch:
-        with ThreadPoolExecutor(50) as pool:
-            assert list(pool.map(send, range(50))) == [status] * 50
-        # The lag is measured twice a second.
-        time.sleep(1.0)
-    assert watch.most - watch.before <= GROWTH_BYTES
-    assert watch.lag < LAG_S
+        with Watch(simulated_cluster, auth) as watch:
+            with ThreadPoolExecutor(50) as pool:
+                assert list(pool.map(send, range(50))) == [status] * 50
+            # The lag is that of the last half second to second.
+            time.sleep(0.6)
+        assert watch.most - watch.before <= GROWTH_BYTES
+        lags.append(watch.lag)
+        if watch.lag < LAG_S:
+            break
+    assert min(lags) < LAG_S, lags
+
+
+def test_fifty_who_send_almost_all_and_wait_are_not_held_in_memory(
+    simulated_cluster: RunningCluster, auth: str
+) -> None:
+    """The worst case for memory: nobody is past a limit, and nobody comes to an end."""
+    start = head("POST", "/v1/chat/completions", auth, "transfer-encoding: chunked")
+    almost = start + b"".join(list(chunked(b"a" * (MIB - 100)))[:-1])
+    with contextlib.ExitStack() as stack, Watch(simulated_cluster, auth) as watch:
+        waiting = [stack.enter_context(connected(simulated_cluster.url)) for _ in range(50)]
+        unsent = dict.fromkeys(waiting, memoryview(almost))
+        for connection in waiting:
+            connection.setblocking(False)
+        ends = time.monotonic() + SLOW_S / 2
+        while time.monotonic() < ends:
+            for connection, data in unsent.items():
+                with contextlib.suppress(BlockingIOError):
+                    unsent[connection] = data[connection.send(data[:65_536]) :] if data else data
+            time.sleep(0.001)
+        # Small ones do not wait behind them.
+        assert talk(simulated_cluster.url, post(chat("Hello"), auth)).status == 200
+        assert watch.most - watch.before <= GROWTH_BYTES
+    # And they leave nothing behind.
+    assert talk(simulated_cluster.url, post(chat("a" * 300_000), auth)).status == 400
 
 
 def test_the_ingress_is_well_afterwards(simulated_cluster: RunningCluster, auth: str) -> None:

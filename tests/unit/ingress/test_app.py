@@ -171,6 +171,17 @@ async def test_a_full_queue_is_no_loss(ingress: BareIngress) -> None:
     assert ingress.clients["sparse"].calls == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "known", "told"), [(429, 7, "7"), (503, None, "1"), (400, None, None)])
+async def test_an_engines_refusal_says_when_to_come_back(
+    ingress: BareIngress, stream: bool, status: int, known: int | None, told: str | None
+) -> None:
+    refusal = EngineReply(status, b'{"error":{}}', retry_after_s=known)
+    ingress.clients["dense"].behaviour = lambda waiting, _call: waiting.finish(refusal)
+    reply = await ingress.post(CHAT, chat(stream=stream))
+    assert (reply.status, reply.headers.get("retry-after")) == (status, told)
+
+
 async def test_whatever_goes_wrong_in_a_stream_is_said_in_it(ingress: BareIngress) -> None:
     def odd(stream: TokenStream, _: ReplicaCall) -> None:
         stream.feed(EVENT)
