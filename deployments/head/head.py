@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +16,7 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.config.cluster import ClusterConfig
 from deployments.head.applications import ingress_application, model_application
+from deployments.head.best_effort import attempt
 from deployments.head.guard import Guard
 from deployments.head.ports import check_port_free, hold_port
 from deployments.head.ray_cluster import RayCluster
@@ -39,6 +39,8 @@ POLL_S = 0.5
 CALM_POLL_S = 2.0
 """Between two looks at a cluster that is ready."""
 KILL_GRACE_S = 3.0
+FIRST_ALONE_S = 60.0
+"""Seconds for which the first model may load alone; one that hangs must not keep the others from serving."""
 BLIND_S = 30.0
 """Seconds for which Serve may fail to say how the cluster is."""
 
@@ -109,9 +111,15 @@ class Head:
             path = self._options.model_paths[name]
             application = model_application(name, self._config, path, self._options.state_dir)
             self._run_application(model_application_name(name), application)
-            while position == 0 and self._models[name].phase is Phase.STARTING and not self._stop.is_set():
-                self._look()
-                self._stop.wait(POLL_S)
+            if position == 0:
+                self._wait_for(name, FIRST_ALONE_S)
+
+    def _wait_for(self, name: str, limit_s: float) -> None:
+        """Returns when the model serves or has failed, after the time limit, and when the cluster is to stop."""
+        deadline = time.monotonic() + limit_s
+        while self._models[name].phase is Phase.STARTING and time.monotonic() < deadline and not self._stop.is_set():
+            self._look()
+            self._stop.wait(POLL_S)
 
     def _start_order(self) -> list[str]:
         """The default role's model first, then the order of the config."""
@@ -216,10 +224,10 @@ class Head:
         graceful = threading.Thread(target=cluster.stop, name="graceful-stop", daemon=True)
         graceful.start()
         graceful.join(limit)
-        _attempt("end the guard", guard.close)
-        _attempt("end what is left", self._sweep)
-        _attempt("remove Ray's directory", cluster.remove_temporary)
-        _attempt("settle the state file", self._settle)
+        attempt("end the guard", guard.close)
+        attempt("end what is left", self._sweep)
+        attempt("remove Ray's directory", cluster.remove_temporary)
+        attempt("settle the state file", self._settle)
 
     def _sweep(self) -> None:
         leftovers = processes_of(self._cluster_id)
@@ -233,14 +241,6 @@ class Head:
         else:
             # Left behind for `pointsman up` and `pointsman status` to show.
             self._write(Phase.FAILED, self._failure)
-
-
-def _attempt(what: str, step: Callable[[], object]) -> None:
-    """One step of the way down; the others follow, whatever becomes of it."""
-    try:
-        step()
-    except Exception:  # noqa: BLE001 - whatever it was, the rest must still be ended
-        _log.exception("the shutdown could not %s", Safe(what))
 
 
 def _short(message: str, limit: int = 600) -> str:

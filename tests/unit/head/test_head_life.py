@@ -62,6 +62,30 @@ def test_serve_may_be_silent_for_a_while(head, monkeypatch):
         head._look()
 
 
+def test_a_first_model_that_hangs_keeps_the_others_waiting_for_a_minute_only(head, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(head_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(head_module, "ingress_application", lambda *_: "ingress")
+    monkeypatch.setattr(head_module, "model_application", lambda name, *_: name)
+    head._options.model_paths.update(dict.fromkeys(head._config.models))
+    started = []
+    monkeypatch.setattr(head, "_run_application", lambda name, _application: started.append((name, now[0])))
+    monkeypatch.setattr(head, "_look", lambda: None)
+
+    def wait(seconds):
+        now[0] += seconds
+        return False
+
+    monkeypatch.setattr(head._stop, "wait", wait)
+    head._deploy()
+    names = [name for name, _ in started]
+    assert names[1] == head_module.model_application_name("dense")
+    assert len(names) == len(head._config.models) + 1
+    times = [at for _, at in started]
+    assert times[:2] == [100.0, 100.0]
+    assert times[2:] == pytest.approx([100.0 + head_module.FIRST_ALONE_S] * (len(times) - 2), abs=1.0)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_every_step_of_the_way_down_is_taken_though_others_fail(head, tmp_path, monkeypatch):
     head._write(Phase.READY, "")
