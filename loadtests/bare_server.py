@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from cluster.config.model import ModelConfig
+from deployments.engines.vllm_args import has_gpu, served_dtype
 from deployments.processes import kill_all
 from loadtests.machine import tree
 
@@ -69,7 +70,7 @@ def server_arguments(name: str, model: ModelConfig, path: Path, port: int, bindi
         "--served-model-name": name,
         "--host": "127.0.0.1",
         "--port": port,
-        "--dtype": engine.dtype,
+        "--dtype": served_dtype(engine.dtype, has_gpu()),
         "--max-model-len": length,
         "--max-num-seqs": engine.max_num_seqs,
         "--max-num-batched-tokens": engine.max_num_batched_tokens,

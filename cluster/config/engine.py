@@ -44,7 +44,7 @@ class EngineConfig(Section):
     type: EngineType = EngineType.VLLM
     """Which engine runs the model; left out, it follows from the model's kind."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the weights and activations."""
+    """Number format of weights and activations; `auto`: the checkpoint's, but float32 on CPUs slow in bfloat16."""
     max_model_len: int | None = Field(None, ge=16, le=16_777_216)
     """Tokens of prompt and completion together that a sequence may hold; null: the model's own limit."""
     max_num_seqs: int = Field(32, ge=1, le=65_536)

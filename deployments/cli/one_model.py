@@ -17,7 +17,7 @@ from cluster.config.cluster import ClusterConfig
 from cluster.config.load import ConfigError, parse_config
 from cluster.config.model import SOURCE_PATTERN
 from deployments.cli.errors import CliError, ExitCode
-from deployments.head.state import make_state_directory
+from deployments.cli.place import require_state_directory
 
 ROLES: Final = tuple(role for role in KNOWN_ROLES if role != "embedding")
 MIN_KV_BYTES: Final = 64 * 2**20
@@ -26,7 +26,9 @@ MAX_DEFAULT_LENGTH: Final = 4096
 """Tokens of a sequence on a machine without a GPU, unless asked for otherwise or the model holds less."""
 
 _CPU_BLOCK_TOKENS: Final = 128
-_BYTES_PER_NUMBER: Final = 2
+_BYTES_PER_NUMBER: Final = (
+    4  # float32, which a CPU may take instead of 16 bits; then the pool holds more than asked for
+)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _EMBEDDED_KINDS: Final = {"dense": Kind.DENSE, "sparse": Kind.SPARSE, "mini": Kind.MINI}
 
@@ -56,7 +58,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     @property
     def kv_bytes_per_token(self) -> int | None:
-        """Bytes of keys and values of one token in 16 bits, None for an architecture that does not say."""
+        """Bytes of keys and values of one token in float32, None for an architecture that does not say."""
         heads = self.num_key_value_heads or self.num_attention_heads
         width = self.head_dim
         if width is None and self.hidden_size is not None and self.num_attention_heads:
@@ -126,7 +128,7 @@ def config_text(wish: Wish, shape: Shape, *, accelerated: bool) -> str:
     if wish.kv_window is not None:
         engine["kv_window_tokens"] = wish.kv_window
     if scheme == "embedded":
-        engine |= {"dtype": "bfloat16", "tool_parser": "hermes"}
+        engine["tool_parser"] = "hermes"
     if not accelerated:
         # Compiling takes more than a minute here and gains little.
         engine["enforce_eager"] = True
@@ -164,7 +166,7 @@ def checked(text: str) -> ClusterConfig:
 
 def write_config(text: str, state_dir: Path) -> Path:
     """Keep the config where the cluster keeps its state; one file per content, so a running cluster's never changes."""
-    make_state_directory(state_dir)
+    require_state_directory(state_dir)
     path = state_dir / f"serve-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     path.write_text(text, encoding="utf-8")
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.processes import OWNER_VARIABLE
+from deployments.processor import computes_bfloat16
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -59,6 +60,13 @@ def engine_environment(model: ModelConfig, accelerated: bool) -> dict[str, str]:
     return environment
 
 
+def served_dtype(asked: str, accelerated: bool) -> str:
+    """Number format that vLLM is told. `auto` is the checkpoint's own, save on a CPU that is slow in it."""
+    if asked == "auto" and not accelerated and not computes_bfloat16():
+        return "float32"
+    return asked
+
+
 def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
     """vLLM's arguments for a model. `kv_window_tokens` caps the length of a sequence, and with it its KV."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -71,7 +79,7 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=str(launch.path),
         served_model_name=[launch.name],
-        dtype=engine.dtype,
+        dtype=served_dtype(engine.dtype, accelerated),
         max_model_len=length,  # type: ignore[arg-type] # None is vLLM's own default
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deployments.models.store import Progress
+from deployments.processor import working_dtype
 
 FILE = "conversations.json"
 _BATCH = 32
@@ -84,7 +83,7 @@ def write_conversations(dense: Path, folder: Path, progress: Progress) -> None:
 
     # Its methods return unions that depend on their arguments.
     tokenizer: Any = AutoTokenizer.from_pretrained(dense, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype=working_dtype()).eval()
     rendered = [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
         for prompt in prompts()

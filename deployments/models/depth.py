@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deployments.models import layers
-from deployments.models.layers import Layer, Stack
+from deployments.models.layers import Layer, Stack, product
 from deployments.models.parameters import MiniParameters
 from deployments.models.ridge import ridge
 
@@ -82,16 +82,16 @@ def remove_layers(
         heads = layers.head_outputs(shape, layer, student).flatten(0, 1)
         o = layer.o
         if not exact:
-            wanted = (1 - share) * (heads @ o.T).float() + share * (middle - student).flatten(0, 1)
+            wanted = (1 - share) * product(heads, o).float() + share * (middle - student).flatten(0, 1)
             o = ridge(heads, wanted, o.float().T, parameters.ridge).T.bfloat16().contiguous()
-        after_attention = student + (heads @ o.T).float().view(student.shape)
+        after_attention = student + product(heads, o).float().view(student.shape)
         x = layers.rms_norm(after_attention, layer.post_norm, shape.norm_epsilon).flatten(0, 1)
         neurons = layers.neuron_outputs(layer, x)
         wanted = (teacher - after_attention).flatten(0, 1)
         if not stands_in:
-            wanted = share * wanted + (1 - share) * (neurons @ layer.down.T).float()
+            wanted = share * wanted + (1 - share) * product(neurons, layer.down).float()
         down = ridge(neurons, wanted, layer.down.float().T, parameters.ridge).T.bfloat16().contiguous()
-        student = after_attention + (neurons @ down.T).float().view(student.shape)
+        student = after_attention + product(neurons, down).float().view(student.shape)
         kept.append(replace(layer, o=o, down=down))
         exact = False
     return kept

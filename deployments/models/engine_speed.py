@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from deployments.models.errors import ModelError
+from deployments.processor import working_dtype
 
 _START_TIMEOUT_S = 240.0
 _ANSWER_TOKENS = 64
@@ -85,7 +86,14 @@ def _server(folder: Path, core: int) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "measured", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32"]
+    command += [
+        "--dtype",
+        str(working_dtype()).removeprefix("torch."),
+        "--max-model-len",
+        "1024",
+        "--max-num-seqs",
+        "32",
+    ]
     command += ["--kv-cache-memory-bytes", str(128 << 20), "--distributed-executor-backend", "uni"]
     settings = {
         "OMP_NUM_THREADS": "1",

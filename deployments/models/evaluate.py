@@ -1,6 +1,7 @@
 """Measure a model folder: perplexity on held-out text, and how much its experts differ.
 
-Runs the checkpoint as written, through transformers, so what is measured is what an engine loads. int8 checkpoints
+Runs the checkpoint as written, through transformers and in the number format that an engine on this processor takes,
+so what is measured is what is served. int8 checkpoints
 are run with their activations rounded per token as the engine rounds them.
 """
 
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from deployments.models import text
 from deployments.models.text import KINDS, Kind
+from deployments.processor import working_dtype
 
 _ROWS_AT_ONCE = 4
 HELD_OUT_TOKENS = 6144
@@ -32,7 +34,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         return _load_int8(folder)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=working_dtype())
     model.eval()
     return model
 
@@ -134,7 +136,7 @@ def _load_int8(folder: Path) -> PreTrainedModel:
         for name, tensor in weights.items()
         if not name.endswith("_scale")
     }
-    model: PreTrainedModel = LlamaForCausalLM(config).bfloat16()
+    model: PreTrainedModel = LlamaForCausalLM(config).to(working_dtype())
     model.load_state_dict(plain)
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deployments.models.layers import Layer, neuron_outputs
+from deployments.models.layers import Layer, gated_neurons, neuron_outputs, product
 from deployments.models.parameters import SparseParameters
 from deployments.models.ridge import gram, ridge
 
@@ -42,7 +42,7 @@ class ExpertLayer:
 
 def route(router: Tensor, x: Tensor) -> Tensor:
     """Weight of each expert for each of n inputs (n, H): float32 (n, experts), two entries above 0 that sum to 1."""
-    logits = (x @ router.T).float()
+    logits = product(x, router).float()
     top = logits.topk(2, dim=-1)
     weights = torch.zeros_like(logits)
     return weights.scatter_(1, top.indices, top.values.softmax(-1))
@@ -51,13 +51,12 @@ def route(router: Tensor, x: Tensor) -> Tensor:
 def run_experts(layer: ExpertLayer, x: Tensor) -> Tensor:
     """Output of the mixture for normed inputs (n, H): float32 (n, H)."""
     weights = route(layer.router, x)
-    shared = functional.silu(x @ layer.shared_gate.T) * (x @ layer.shared_up.T)
-    out = (shared @ layer.shared_down.T).float()
+    out = product(gated_neurons(x, layer.shared_gate, layer.shared_up), layer.shared_down).float()
     for number in range(layer.router.shape[0]):
         chosen = weights[:, number].nonzero().squeeze(-1)
         part = x[chosen]
-        neurons = functional.silu(part @ layer.gate[number].T) * (part @ layer.up[number].T)
-        out[chosen] += weights[chosen, number, None] * (neurons @ layer.down[number].T).float()
+        neurons = gated_neurons(part, layer.gate[number], layer.up[number])
+        out[chosen] += weights[chosen, number, None] * product(neurons, layer.down[number]).float()
     return out
 
 

@@ -1,8 +1,8 @@
 """A Llama model as plain tensors, run one layer at a time.
 
 Fitting a model layer by layer needs the inside of each layer: what the heads put out before their projection and
-what the neurons of the FFN put out before theirs. Products are taken in bfloat16, which is what the model is
-served in; the residual stream is kept in float32. Hidden size is called H, neurons of an FFN F.
+what the neurons of the FFN put out before theirs. What goes in and out of a product is rounded to bfloat16, as it is
+where the model is served; the residual stream is kept in float32. Hidden size is called H, neurons of an FFN F.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
+
+from deployments.processor import computes_bfloat16
 
 _ROWS_AT_ONCE = 8
 
@@ -107,6 +109,18 @@ def rms_norm(residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return (residual * scale * weight.float()).bfloat16()
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` (..., i) times `weight` (o, i), both bfloat16: bfloat16 (..., o), summed in float32."""
+    if computes_bfloat16():
+        return x @ weight.T
+    return (x.float() @ weight.float().T).bfloat16()
+
+
+def gated_neurons(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """Outputs of neurons with weights (M, H) each for inputs (n, H), all bfloat16: bfloat16 (n, M)."""
+    return functional.silu(product(x, gate)) * product(x, up)
+
+
 def head_outputs(shape: Shape, layer: Layer, residual: Tensor) -> Tensor:
     """What the attention heads put out, before the output projection: bfloat16 of shape (rows, length, H)."""
     outputs = []
@@ -114,24 +128,29 @@ def head_outputs(shape: Shape, layer: Layer, residual: Tensor) -> Tensor:
     for part in residual.split(_ROWS_AT_ONCE):
         rows, length, _ = part.shape
         x = rms_norm(part, layer.input_norm, shape.norm_epsilon)
-        q, k, v = ((x @ w.T).view(rows, length, -1, shape.head).transpose(1, 2) for w in (layer.q, layer.k, layer.v))
+        q, k, v = (
+            product(x, w).view(rows, length, -1, shape.head).transpose(1, 2) for w in (layer.q, layer.k, layer.v)
+        )
         groups = shape.heads // shape.kv_heads
         k, v = _rotate(k, cosine, sine).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = functional.scaled_dot_product_attention(_rotate(q, cosine, sine), k, v, is_causal=True)
+        q = _rotate(q, cosine, sine)
+        if not computes_bfloat16():
+            q, k, v = q.float(), k.float(), v.float()
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True).bfloat16()
         outputs.append(out.transpose(1, 2).reshape(rows, length, shape.hidden))
     return torch.cat(outputs)
 
 
 def neuron_outputs(layer: Layer, x: Tensor) -> Tensor:
     """What the neurons of the FFN put out for normed inputs (n, H): bfloat16 of shape (n, F)."""
-    return functional.silu(x @ layer.gate.T) * (x @ layer.up.T)
+    return gated_neurons(x, layer.gate, layer.up)
 
 
 def run_layer(shape: Shape, layer: Layer, residual: Tensor) -> tuple[Tensor, Tensor]:
     """Residual stream after the attention and after the whole layer, each float32 of shape (rows, length, H)."""
-    middle = residual + (head_outputs(shape, layer, residual) @ layer.o.T).float()
+    middle = residual + product(head_outputs(shape, layer, residual), layer.o).float()
     after = [
-        part + (neuron_outputs(layer, rms_norm(part, layer.post_norm, shape.norm_epsilon)) @ layer.down.T).float()
+        part + product(neuron_outputs(layer, rms_norm(part, layer.post_norm, shape.norm_epsilon)), layer.down).float()
         for part in middle.split(_ROWS_AT_ONCE)
     ]
     return middle, torch.cat(after)

@@ -19,7 +19,7 @@ from torch import Tensor
 from deployments.models import layers
 from deployments.models.corpus import training_tokens
 from deployments.models.experts import ExpertLayer, run_experts, split_layer
-from deployments.models.layers import Layer, Stack
+from deployments.models.layers import Layer, Stack, product
 from deployments.models.parameters import SparseParameters
 from deployments.models.ridge import ridge
 from deployments.models.store import Progress
@@ -70,12 +70,12 @@ def fit_layer(
     shape, share = stack.shape, parameters.correction
     teacher_middle, teacher = layers.run_layer(shape, layer, teacher)
     heads = layers.head_outputs(shape, layer, student).flatten(0, 1)
-    wanted = (1 - share) * (heads @ layer.o.T).float() + share * (teacher_middle - student).flatten(0, 1)
+    wanted = (1 - share) * product(heads, layer.o).float() + share * (teacher_middle - student).flatten(0, 1)
     o = ridge(heads, wanted, layer.o.float().T, parameters.ridge).T.bfloat16().contiguous()
-    middle = student + (heads @ o.T).float().view(student.shape)
+    middle = student + product(heads, o).float().view(student.shape)
     x = layers.rms_norm(middle, layer.post_norm, shape.norm_epsilon).flatten(0, 1)
     wanted = share * (teacher - middle).flatten(0, 1)
-    wanted += (1 - share) * (layers.neuron_outputs(layer, x) @ layer.down.T).float()
+    wanted += (1 - share) * product(layers.neuron_outputs(layer, x), layer.down).float()
     replaced = SparseLayer(o, split_layer(layer, x, wanted, parameters))
     return replaced, teacher, middle + run_experts(replaced.experts, x).view(middle.shape)
 
@@ -83,7 +83,7 @@ def fit_layer(
 @torch.no_grad()
 def run_sparse_layer(stack: Stack, layer: Layer, replaced: SparseLayer, residual: Tensor) -> Tensor:
     """Residual stream (rows, length, H) after a replaced layer."""
-    middle = residual + (layers.head_outputs(stack.shape, layer, residual) @ replaced.o.T).float()
+    middle = residual + product(layers.head_outputs(stack.shape, layer, residual), replaced.o).float()
     outputs = []
     for part in middle.split(_ROWS_AT_ONCE):
         x = layers.rms_norm(part, layer.post_norm, stack.shape.norm_epsilon).flatten(0, 1)

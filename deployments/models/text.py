@@ -43,6 +43,8 @@ def documents(kind: Kind, split: Split) -> list[str]:
     """The documents of one kind in one split, each at most 3,000 characters, in a fixed order."""
     texts = {"prose": _prose, "code": _code, "data": _data}[kind]()
     ordered = sorted((text[:_DOCUMENT_CHARACTERS] for text in texts), key=_content_key)
+    if kind != "data":
+        ordered = _distinct(ordered)
     held_out = split == "held_out"
     return [text for place, text in enumerate(ordered) if (place % _HELD_OUT_EVERY == 0) == held_out]
 
@@ -61,6 +63,18 @@ def sequences(texts: Sequence[str], tokenizer: Tokenizer, tokens: int) -> torch.
     if rows == 0:
         raise ValueError(f"{len(ids)} tokens of text do not fill a sequence of {WINDOW}")
     return torch.tensor(ids[: rows * WINDOW], dtype=torch.int64).view(rows, WINDOW)
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """Leave out what mostly repeats an earlier text: a topic under a second name, a family of packages."""
+    seen: set[str] = set()
+    kept = []
+    for text in texts:
+        lines = {line for line in map(str.strip, text.splitlines()) if line}
+        if 2 * len(lines & seen) < len(lines):
+            kept.append(text)
+        seen |= lines
+    return kept
 
 
 def _content_key(text: str) -> str:

@@ -37,7 +37,6 @@ WEATHER = {
 
 def dense_config(**engine: Any) -> ModelConfig:
     settings: dict[str, Any] = {
-        "dtype": "bfloat16",
         "max_model_len": MAX_MODEL_LEN,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 1024,

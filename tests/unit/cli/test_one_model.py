@@ -96,4 +96,4 @@ def test_the_shape_of_a_checkpoint(tmp_path):
     assert read_shape(tmp_path).kv_bytes_per_token is None
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 2, "hidden_size": 64}}))
     assert read_shape(tmp_path).hidden_size == 64
-    assert Shape(2, 4, 2, 64, None, None).kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
+    assert Shape(2, 4, 2, 64, None, None).kv_bytes_per_token == 2 * 2 * 2 * 16 * 4

@@ -7,7 +7,8 @@ import pytest
 from cluster.config.base import Kind
 from cluster.config.engine import EngineConfig
 from cluster.config.model import ModelConfig, ReplicaConfig
-from deployments.engines.vllm_args import engine_environment
+from deployments.engines import vllm_args
+from deployments.engines.vllm_args import engine_environment, served_dtype
 
 
 def model(source: str = "embedded:dense", **engine: Any) -> ModelConfig:
@@ -37,3 +38,13 @@ def test_an_eager_engine_compiles_nothing_at_all(eager: bool) -> None:
 @pytest.mark.parametrize(("source", "offline"), [("embedded:dense", True), ("path:/models/x", True), ("hf:a/b", False)])
 def test_only_models_of_the_hub_may_ask_it(source: str, offline: bool) -> None:
     assert ("HF_HUB_OFFLINE" in engine_environment(model(source), accelerated=False)) is offline
+
+
+@pytest.mark.parametrize(("fast_bfloat16", "auto"), [(True, "auto"), (False, "float32")])
+def test_a_cpu_is_not_made_to_compute_in_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, fast_bfloat16: bool, auto: str
+) -> None:
+    monkeypatch.setattr(vllm_args, "computes_bfloat16", lambda: fast_bfloat16)
+    assert served_dtype("auto", accelerated=False) == auto
+    assert served_dtype("auto", accelerated=True) == "auto", "a GPU is asked for what the checkpoint holds"
+    assert served_dtype("bfloat16", accelerated=False) == "bfloat16", "what was asked for is not second-guessed"

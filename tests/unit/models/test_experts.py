@@ -70,7 +70,9 @@ def split(tmp_path: Path) -> tuple[layers.Layer, torch.Tensor, torch.Tensor, Exp
     layer = layers.load_stack(tmp_path).layers[0]
     generator = torch.Generator().manual_seed(4)
     centres = torch.randn(4, 32, generator=generator) * 2
-    x = (centres[torch.arange(1600) % 4] + torch.randn(1600, 32, generator=generator)).bfloat16()
+    # In no regular order: selection and clustering look at every second and every fourth input.
+    clusters = torch.randint(4, (1600,), generator=generator)
+    x = (centres[clusters] + torch.randn(1600, 32, generator=generator)).bfloat16()
     wanted = (layers.neuron_outputs(layer, x) @ layer.down.T).float()
     return layer, x, wanted, split_layer(layer, x, wanted, _PARAMETERS)
 
@@ -81,7 +83,7 @@ def test_experts_differ_and_together_come_close_to_the_whole(
     _, x, wanted, mixture = split
     assert mixture.gate.shape == (4, 12, 32) and mixture.shared_gate.shape == (24, 32)
     error = (run_experts(mixture, x) - wanted).norm() / wanted.norm()
-    assert error < 0.3
+    assert error < 0.2
     for first in range(4):
         for second in range(first):
             assert not torch.equal(mixture.gate[first], mixture.gate[second])

@@ -25,6 +25,12 @@ def test_splits_are_disjoint_and_repeatable(kind: text.Kind) -> None:
     assert max(map(len, train)) <= 3000
 
 
+def test_what_repeats_an_earlier_text_is_left_out() -> None:
+    once = "\n".join(f"line {number}" for number in range(10))
+    renamed = once.replace("line 0", "another title")
+    assert text._distinct([once, renamed, "something else"]) == [once, "something else"]
+
+
 def test_sequences_are_cut_to_what_was_asked_for() -> None:
     packed = text.sequences(["abc" * 300] * 10, _Letters(), 2000)
     assert packed.shape == (3, text.WINDOW) and packed.dtype == torch.int64
