@@ -1,5 +1,6 @@
 import copy
 import json
+import time
 from typing import Any
 
 import pytest
@@ -272,17 +273,57 @@ for _ in range(12):
         {"type": "string", "pattern": "a" * 513},
         {"type": "string", "pattern": "(a{1000}){1000}"},
         {"patternProperties": {"a{9999999}": {}}},
+        {"type": "string", "pattern": "a{0,257}"},
+        {"type": "string", "pattern": "a{ 257 }"},
+        {"type": "string", "pattern": "a{00300,}"},
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"properties": {"a": {"$ref": "#/$defs/nowhere"}}},
+        {"anyOf": [{"type": "string"}, {"$ref": "#/anyOf/2"}]},
+        {"type": "array", "minItems": 3},
+        {"type": "array", "minItems": 2, "prefixItems": [{"type": "string"}], "items": False},
+        {"type": "object", "minProperties": 2, "properties": {"a": {}}},
         [1],
         "x",
         None,
     ],
-    ids=range(13),
+    ids=range(23),
 )
 def test_schemas_that_are_costly_or_point_out_are_refused(schema: object) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     error = refusal(body(response_format=form))
     assert error.param == "response_format.json_schema.schema"
     assert len(json.dumps(error.message)) < 300
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "a{0,256}b{1,2}x{"},
+        {"type": "string", "pattern": "[0-9]{256}"},
+        {"type": "object", "properties": {"next": {"$ref": "#"}}},
+        {"$ref": "#/$defs/a%20b", "$defs": {"a b": {"items": {"$ref": "#/$defs/a%20b"}}}},
+        {"anyOf": [{"type": "string"}, {"$ref": "#/anyOf/0"}]},
+        {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "string"}}},
+        {"type": "array", "minItems": 3, "items": {}},
+        {"type": "array", "minItems": 1, "prefixItems": [{"type": "string"}]},
+        {"type": "object", "minProperties": 1, "properties": {"a": {}}},
+        {"type": "object", "minProperties": 2, "additionalProperties": {"type": "string"}},
+    ],
+    ids=range(10),
+)
+def test_schemas_that_make_sense_are_taken(schema: object) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert read(response_format=form).body["response_format"] == form
+
+
+def test_a_long_chain_of_references_is_followed_once() -> None:
+    chain: dict[str, Any] = {f"a{at}": {"$ref": f"#/$defs/a{at + 1}"} for at in range(1500)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**chain, "a1500": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    began = time.thread_time()
+    assert read(response_format=form).response_format
+    assert time.thread_time() - began < 0.1
 
 
 def test_the_two_names_of_the_token_limit_must_agree() -> None:
