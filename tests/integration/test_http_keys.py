@@ -6,7 +6,9 @@ import json
 import re
 
 import httpx
+import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from deployments.ingress.app import PUBLIC_PATHS
 from tests.clusters import RunningCluster
@@ -147,6 +149,23 @@ def test_requests_per_minute(simulated_cluster: RunningCluster) -> None:
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
         # Looking around is free.
         assert client.get("/v1/usage").json()["rejected"] == 1
+
+
+def test_the_openai_client_understands_refusals(simulated_cluster: RunningCluster) -> None:
+    key = add_key(simulated_cluster, "one a minute", "--requests-per-minute", "1")
+    base = f"{simulated_cluster.url}/v1"
+    with openai.OpenAI(base_url=base, api_key=WRONG, max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError) as unknown:
+            stranger.models.list()
+        assert unknown.value.code == "invalid_api_key"
+    with openai.OpenAI(base_url=base, api_key=key.key, max_retries=0) as client:
+        question: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+        answers = client.chat.completions.create(model="alpha", messages=question, max_tokens=2, n=2, stream=True)
+        assert {chunk.choices[0].index for chunk in answers if chunk.choices} == {0, 1}
+        with pytest.raises(openai.RateLimitError) as limited:
+            client.chat.completions.create(model="alpha", messages=question, max_tokens=2)
+        assert limited.value.code == "rate_limit_exceeded"
+        assert int(limited.value.response.headers["retry-after"]) >= 1
 
 
 def test_tokens_per_minute(simulated_cluster: RunningCluster) -> None:
