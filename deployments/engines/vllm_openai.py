@@ -18,6 +18,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from cluster.api.errors import ApiError
 from deployments.engines.protocol import Endpoint, TokenUsage
+from deployments.engines.vllm_tools import GUIDED, guarantees_forced_calls, is_forced, refuse_auto, register_guided
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -33,40 +34,44 @@ class OpenAILayer:
 
     def __init__(self, engine: AsyncLLM, name: str, path: str, config: EngineConfig) -> None:
         models = OpenAIServingModels(engine_client=engine, base_model_paths=[BaseModelPath(name=name, model_path=path)])
-        template = load_chat_template(config.chat_template)
-        tools: dict[str, Any] = {
-            "enable_auto_tools": config.tool_parser is not None,
-            "tool_parser": config.tool_parser,
-            "reasoning_parser": config.reasoning_parser or "",
+        self._engine, self._models, self._template = engine, models, load_chat_template(config.chat_template)
+        self._reasoning_parser = config.reasoning_parser or ""
+        self._has_parser = config.tool_parser is not None
+        register_guided()
+        self.renderer, self._chat = self._chat_with(config.tool_parser)
+        self._forced = self._chat
+        if not guarantees_forced_calls(config.tool_parser):
+            _, self._forced = self._chat_with(GUIDED)
+        self._completion = OpenAIServingCompletion(
+            engine, models, request_logger=None, online_renderer=self.renderer, enable_prompt_tokens_details=True
+        )
+
+    def _chat_with(self, tool_parser: str | None) -> tuple[OnlineRenderer, OpenAIServingChat]:
+        shared: dict[str, Any] = {
+            "chat_template": self._template,
+            "chat_template_content_format": "auto",
+            "request_logger": None,
+            "enable_auto_tools": tool_parser is not None,
+            "tool_parser": tool_parser,
+            "reasoning_parser": self._reasoning_parser,
             # Arguments keep to the tool's schema, whether or not it says `strict`; otherwise a required call may hold anything.
             "tool_strict_level": "parameter",
         }
-        shared: dict[str, Any] = {"request_logger": None}
-        self.renderer = OnlineRenderer(
-            model_config=engine.model_config,
-            renderer=engine.renderer,
-            chat_template=template,
-            chat_template_content_format="auto",
-            **tools,
-            **shared,
+        engine = self._engine
+        renderer = OnlineRenderer(model_config=engine.model_config, renderer=engine.renderer, **shared)
+        chat = OpenAIServingChat(
+            engine, self._models, "assistant", online_renderer=renderer, enable_prompt_tokens_details=True, **shared
         )
-        shared |= {"online_renderer": self.renderer, "enable_prompt_tokens_details": True}
-        self._chat = OpenAIServingChat(
-            engine,
-            models,
-            "assistant",
-            chat_template=template,
-            chat_template_content_format="auto",
-            **tools,
-            **shared,
-        )
-        self._completion = OpenAIServingCompletion(engine, models, **shared)
+        return renderer, chat
 
     async def create(self, endpoint: Endpoint, body: Mapping[str, object], raw: Request) -> Answer:
         """Start one request. Raises `ApiError` for a body that vLLM's own models refuse."""
         try:
             if endpoint is Endpoint.CHAT:
-                return await self._chat.create_chat_completion(ChatCompletionRequest.model_validate(body), raw)
+                if not self._has_parser:
+                    refuse_auto(body)
+                chat = self._forced if is_forced(body) else self._chat
+                return await chat.create_chat_completion(ChatCompletionRequest.model_validate(body), raw)
             return await self._completion.create_completion(CompletionRequest.model_validate(body), raw)
         except ValidationError as error:
             raise _api_error(error) from None

@@ -19,7 +19,16 @@ from cluster.api.errors import ApiError
 from deployments.engines.protocol import Endpoint, EngineReply
 from deployments.engines.vllm_engine import VllmEngine
 from deployments.processes import process_state
-from tests.integration.dense_engine import MAX_MODEL_LEN, WEATHER, Call, long_chat, prompt_ids, running_dense, user
+from tests.integration.dense_engine import (
+    MAX_MODEL_LEN,
+    WEATHER,
+    Call,
+    dense_config,
+    long_chat,
+    prompt_ids,
+    running_dense,
+    user,
+)
 from tests.waiting import until
 
 pytestmark = [
@@ -29,6 +38,8 @@ pytestmark = [
 ]
 
 CANARY = "canaryword"
+BACK_S = 3 * 1.0
+"""Three times the second within which memory has to be free again: the machine that runs the tests may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,7 @@ async def test_logprobs(call: Call) -> None:
     started = time.monotonic()
     answer = answer_of(await call.chat("Hello", max_tokens=4, logprobs=True, top_logprobs=3))
     # Nothing is compiled for the first of them, which would stop the engine for half a minute.
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 10.0
     tokens = answer["choices"][0]["logprobs"]["content"]
     assert 1 <= len(tokens) <= 4
     assert all(len(token["top_logprobs"]) == 3 and token["logprob"] <= 0 for token in tokens)
@@ -147,6 +158,50 @@ async def test_required_and_named_tools_are_always_called(call: Call, choice: ob
     arguments = json.loads(called["function"]["arguments"])
     assert set(arguments) == {"city", "unit"}
     assert arguments["unit"] in ("celsius", "fahrenheit")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+async def test_required_and_named_tools_are_called_in_streams(call: Call, choice: object) -> None:
+    body = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": 200, "stream": True}
+    # Sampled hot, so that nothing but the grammar holds the model to the tool.
+    reply = await call.chat("Tell me a joke.", **body, temperature=1.5, seed=5)
+    assert reply.status == 200, reply.body
+    calls = [c["choices"][0]["delta"].get("tool_calls") for c in call.chunks if c["choices"]]
+    parts = [part["function"] for listed in calls for part in listed or ()]
+    assert {part["name"] for part in parts if part.get("name")} == {"get_weather"}
+    # A model may call several times where a call is required; the grammar holds for each.
+    text = "".join(part.get("arguments") or "" for part in parts)
+    arguments, _ = json.JSONDecoder().raw_decode(text)
+    assert set(arguments) == {"city", "unit"}
+    assert arguments["unit"] in ("celsius", "fahrenheit")
+
+
+@pytest.fixture
+def without_parser(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model as it is served when its configuration names no parser."""
+    from deployments.engines.vllm_openai import OpenAILayer
+
+    config = dense_config(tool_parser=None).engine
+    monkeypatch.setattr(engine, "_layer", OpenAILayer(engine._running(), "dense", "path", config))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_auto_without_a_parser_is_refused(call: Call, without_parser: None, stream: bool) -> None:
+    reply = await call.chat("What is the weather in Paris?", tools=[WEATHER], tool_choice="auto", stream=stream)
+    error = json.loads(reply.body)["error"]
+    assert (reply.status, error["code"], error["param"]) == (400, "unsupported_value", "tool_choice")
+    assert "tool_parser" in error["message"]
+    assert call.events == []
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+async def test_required_and_named_tools_need_no_parser(call: Call, without_parser: None, choice: object) -> None:
+    answer = answer_of(
+        await call.chat("What is the weather in Paris?", tools=[WEATHER], tool_choice=choice, max_tokens=200)
+    )
+    called = answer["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert called["name"] == "get_weather"
+    assert set(json.loads(called["arguments"])) == {"city", "unit"}
 
 
 async def test_tools_reach_the_prompt_and_auto_is_parsed(call: Call, engine: VllmEngine) -> None:
@@ -253,7 +308,7 @@ async def test_cancelling_frees_the_kv_cache(engine: VllmEngine, stream: bool) -
         stats = engine.stats()
         if (stats.running, stats.waiting, stats.kv_usage) == (0, 0, base):
             break
-        assert asyncio.get_running_loop().time() - started < 1.0, stats
+        assert asyncio.get_running_loop().time() - started < BACK_S, stats
         await asyncio.sleep(0.02)
 
 
@@ -310,8 +365,19 @@ async def test_window_counts_exactly(engine: VllmEngine, windowed: int) -> None:
     assert len(await prompt_ids(engine, messages=[body["messages"][0], *group])) > windowed - 60
 
 
+async def test_window_is_never_silent_in_a_stream(call: Call, windowed: int) -> None:
+    chat = long_chat(30)
+    reply = await call.run(Endpoint.CHAT, messages=chat, max_tokens=5, ignore_eos=True, temperature=0, stream=True)
+    assert reply.status == 200
+    lost = {"truncated_turns": reply.usage.truncated_turns, "truncated_tokens": reply.usage.truncated_tokens}
+    assert lost["truncated_turns"] > 40
+    # Said once, and at the beginning.
+    assert [chunk.get("pointsman") for chunk in call.chunks] == [lost] + [None] * (len(call.chunks) - 1)
+
+
 async def test_window_leaves_what_fits_alone(call: Call, windowed: int) -> None:
     reply = await call.run(Endpoint.CHAT, messages=long_chat(1), max_tokens=5, stream=True)
+    assert not any("pointsman" in chunk for chunk in call.chunks)
     assert (reply.usage.truncated_turns, reply.usage.truncated_tokens) == (0, 0)
 
 
