@@ -214,6 +214,8 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop the engine core and free its memory. Returns once its process is gone."""
+        from deployments.engines import vllm_internals
+
         pids = self.pids()
         engine, self._engine = self._engine, None
         # They hold the engine, too, and it complains if it is collected while the interpreter ends.
@@ -222,6 +224,7 @@ class VllmEngine:
             await asyncio.to_thread(functools.partial(engine.shutdown, timeout=5.0))
             # vLLM sends a last SIGKILL and does not wait for what it does.
             await asyncio.to_thread(kill_all, pids, grace_s=0.0)
+            vllm_internals.close_context(engine)
         self._closed.set()
 
     async def _warm_up(self) -> None:

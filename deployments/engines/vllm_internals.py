@@ -7,6 +7,7 @@ misbehaving later.
 from __future__ import annotations
 
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SUPPORTED_VERSION = "0.32.0"
 
 SNAPSHOT_METHOD = "pointsman_snapshot"
+
+CONTEXT_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,24 @@ def core_pids(engine: AsyncLLM) -> tuple[int, ...]:
     manager = getattr(resources, "engine_manager", None)
     processes = getattr(manager, "processes", ())
     return tuple(process.pid for process in processes if process.pid is not None)
+
+
+def close_context(engine: AsyncLLM) -> None:
+    """Close the ZeroMQ context of an engine that was shut down; vLLM leaves it to the garbage collector.
+
+    Call it on the event loop that the sockets belong to. Returns within `CONTEXT_CLOSE_S`, closed or not.
+    """
+    context: Any = getattr(getattr(engine.engine_core, "resources", None), "ctx", None)
+    if context is None:
+        return
+    for socket in list(context._sockets):
+        socket.close(linger=0)
+    # The event loop's context is a second face of the one that is to be closed.
+    owner = context._shadow_obj or context
+    # It waits for every socket. One that was forgotten must not keep the replica from ending.
+    closing = threading.Thread(target=owner.term, name="zmq-term", daemon=True)
+    closing.start()
+    closing.join(CONTEXT_CLOSE_S)
 
 
 def use_ambient_tracer(engine: AsyncLLM) -> None:
