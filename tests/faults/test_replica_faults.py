@@ -55,17 +55,18 @@ def kill(pid: int) -> float:
 
 
 def test_no_plain_request_is_lost_when_a_replica_is_killed(whole: RunningCluster) -> None:
-    with SteadyLoad(whole, chat(MODEL, 8), per_s=10) as load:
+    # The longer answers see to it that some are under way on whichever replica is killed.
+    with SteadyLoad(whole, chat(MODEL, 8), per_s=5) as load, SteadyLoad(whole, chat(MODEL, 60), per_s=4) as longer:
         for _ in range(3):
             time.sleep(1.0)
             victim, _ = replicas_of(whole, MODEL)
             kill(victim.pid)
             wait_for(lambda gone=victim: not gone.is_running() and ready_replicas(whole) == 2, REPLACED_S)
         time.sleep(0.5)
-    assert len(load.outcomes) > 50
-    assert load.failed == []
+    assert len(load.outcomes) > 25
+    assert load.failed == longer.failed == []
     # Some were under way on the killed one, so this was no accident.
-    assert max(outcome.attempts for outcome in load.outcomes) >= 2
+    assert max(outcome.attempts for outcome in load.outcomes + longer.outcomes) >= 2
     with whole.client() as client:
         retries = [line for line in client.get("/metrics").text.splitlines() if line.startswith("pointsman_retries")]
     assert sum(float(line.split()[-1]) for line in retries) >= 1
