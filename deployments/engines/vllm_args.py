@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from deployments.processes import OWNER_VARIABLE
 from deployments.processor import computes_bfloat16
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from cluster.config.model import ModelConfig
+
+
+Dtype: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
+"""Number formats of a model's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def engine_environment(model: ModelConfig, accelerated: bool) -> dict[str, str]:
     return environment
 
 
-def served_dtype(asked: str, accelerated: bool) -> str:
+def served_dtype(asked: Dtype, accelerated: bool) -> Dtype:
     """Number format that vLLM is told. `auto` is the checkpoint's own, save on a CPU that is slow in it."""
     if asked == "auto" and not accelerated and not computes_bfloat16():
         return "float32"

@@ -136,13 +136,15 @@ def _load_int8(folder: Path) -> PreTrainedModel:
         for name, tensor in weights.items()
         if not name.endswith("_scale")
     }
-    model: PreTrainedModel = LlamaForCausalLM(config).to(working_dtype())
+    model = LlamaForCausalLM(config)
     model.load_state_dict(plain)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(_round_activations)
-    model.eval()
-    return model
+    # A cast, in effect: the method's own annotation is lost in a decorator.
+    prepared: Any = model
+    ready: PreTrainedModel = prepared.to(working_dtype()).eval()
+    return ready
 
 
 def _round_activations(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
