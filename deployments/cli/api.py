@@ -47,15 +47,19 @@ class Api:
     """One cluster's API. Every call opens a connection of its own."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """`url` with or without `/v1`. Raises `CliError` for what is no http or https URL."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CliError(f"{url} is no URL of a cluster", "Write it as http://HOST:PORT.", ExitCode.USAGE)
+        """`url` with or without `/v1`. Raises `CliError` for what is no http or https URL, or a key that no key can be."""
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise _no_url(url) from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise _no_url(url)
         self._secure = parts.scheme == "https"
-        self._host = parts.hostname
-        self._port = parts.port
+        self._host = host
+        self._port = port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._key = key
+        self._key = _checked_key(key)
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
 
     @property
@@ -108,6 +112,25 @@ class Api:
     def _unreachable(self, error: Exception) -> ApiUnreachableError:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         return ApiUnreachableError(f"{self.url} does not answer: {why}", "See `pointsman status`.", ExitCode.REFUSED)
+
+
+def _no_url(url: str) -> CliError:
+    return CliError(f"{url} is no URL of a cluster", "Write it as http://HOST:PORT.", ExitCode.USAGE)
+
+
+def _checked_key(key: str | None) -> str | None:
+    """The key without the line end that a file leaves behind.
+
+    What cannot stand in a header is refused here: `http.client` would quote the whole key in its error.
+    """
+    key = key.strip() if key is not None else None
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise CliError(
+            "the API key holds characters that no key has",
+            f"Copy it again, on one line, into {KEY_VARIABLE} or --key.",
+            ExitCode.USAGE,
+        )
+    return key
 
 
 def refusal(status: int, body: bytes, with_key: bool) -> CliError:

@@ -6,6 +6,7 @@ keep for as long as it stays.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -42,9 +43,23 @@ def main() -> int:
         except ModelError as error:
             failed = True
             tell(Refused(model, error.problem, error.remedy))
+        except OSError as error:
+            failed = True
+            tell(Refused(model, f"its files cannot be written: {_said(error)}", _remedy(error)))
         else:
             tell(Built(model, str(path)))
     return 1 if failed else 0
+
+
+def _said(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename is not None else ""
+    return f"{error.strerror or type(error).__name__}{where}"
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space there, or name another folder with POINTSMAN_CACHE"
+    return "Make that folder writable for this user, or name another one with POINTSMAN_CACHE"
 
 
 if __name__ == "__main__":

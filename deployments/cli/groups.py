@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -13,6 +14,9 @@ from deployments.cli import output
 from deployments.cli.errors import CliError, ExitCode
 
 DEBUG_VARIABLE = "POINTSMAN_DEBUG"
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 FLAG = " "
 """The metavar of an option without a value; left to itself, Typer's help would call it `<bool>`."""
@@ -59,8 +63,7 @@ class Commands(CommandGroup):
             # Typer's own exceptions are about wrong arguments; it shows them well.
             if debugging() or type(error).__module__.startswith("typer."):
                 raise
-            remedy = f"This should not happen. {DEBUG_VARIABLE}=1 shows where it comes from."
-            output.print_error(CliError(f"{type(error).__name__}: {error}", remedy))
+            output.print_error(_unforeseen(error))
             raise typer.Exit(ExitCode.FAILED) from None
         if isinstance(status, ExitCode) and status is not ExitCode.OK:
             raise typer.Exit(status)
@@ -70,6 +73,17 @@ class Commands(CommandGroup):
 def debugging() -> bool:
     """Whether the user wants tracebacks."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _unforeseen(error: Exception) -> CliError:
+    """What no command foresaw. A disk or its permissions can fail at any file, and the user can mend that."""
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename is not None else ""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return CliError(f"the disk is full{where}", "Free some space, and try again.")
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+        return CliError(f"this user may not do that{where}", "Mend the permissions, or name another place.")
+    remedy = f"This should not happen. {DEBUG_VARIABLE}=1 shows where it comes from."
+    return CliError(f"{type(error).__name__}: {error}", remedy)
 
 
 def _as_flag(option: Any) -> Any:  # noqa: ANN401 - an option of Typer's, whose type is private

@@ -85,8 +85,15 @@ class HeadProcess:
                 start_new_session=True,
                 preexec_fn=_end_with_parent if bound else None,  # noqa: PLW1509 - no thread runs yet
             )
-        launch = Launch(process.pid, config_hash(config))
-        (state_dir / _LAUNCH_FILE).write_bytes(msgspec.json.encode(launch))
+        try:
+            launch = Launch(process.pid, config_hash(config))
+            (state_dir / _LAUNCH_FILE).write_bytes(msgspec.json.encode(launch))
+        except BaseException:
+            # A disk that is full, or Ctrl-C at this moment: nobody would know of the process any more. It has started
+            # nothing yet, for it takes longer than this to import what it needs.
+            process.kill()
+            process.wait()
+            raise
         return cls(process, state_dir)
 
     @property

@@ -15,11 +15,11 @@ from deployments.cli.failures import explain_death, explain_models
 from deployments.cli.follow import Outcome, follow
 from deployments.cli.head_process import HeadProcess, OtherHead, config_hash, launched_with
 from deployments.cli.obtain import obtain_models, sources_of
-from deployments.cli.place import Place, find_place
+from deployments.cli.place import Place, find_place, require_state_directory
 from deployments.cli.progress import Waiting
 from deployments.cli.signals import stop_on_signals
 from deployments.cli.teardown import stop_cluster
-from deployments.head.state import ClusterState, Phase, make_state_directory, read_state
+from deployments.head.state import ClusterState, Phase, read_state
 
 if TYPE_CHECKING:
     from cluster.config.cluster import ClusterConfig
@@ -51,7 +51,7 @@ def launch(options: LaunchOptions) -> ExitCode:
     if running is not None:
         return _join(running, config, place, options, timeout_s)
     _remove_leftovers(place)
-    _check_surroundings(config, place)
+    check_surroundings(config, place)
     began = time.monotonic()
     with stop_on_signals():
         folders = prepare(sources_of(config))
@@ -69,6 +69,12 @@ def launch(options: LaunchOptions) -> ExitCode:
             _bring_down(head, place, "stopping the cluster")
             output.remark("The cluster is stopped; nothing of it is left running.")
             return ExitCode.INTERRUPTED
+        except (CliError, BrokenPipeError):
+            # A `CliError` comes after the end of the head process; and whoever reads no further leaves a cluster running.
+            raise
+        except Exception:
+            _bring_down(head, place, "the start failed, stopping")
+            raise
 
 
 def prepare(sources: Mapping[str, str]) -> dict[str, Path]:
@@ -127,18 +133,13 @@ def _remove_leftovers(place: Place) -> None:
         output.warn(f"ended {stopped.swept} processes that an earlier cluster had left behind")
 
 
-def _check_surroundings(config: ClusterConfig, place: Place) -> None:
-    """What would make a start fail later is better known before a model is built."""
+def check_surroundings(config: ClusterConfig, place: Place) -> None:
+    """What would make a start fail later is better known before a model is built. Raises `CliError`."""
     from deployments.head.ports import PortInUseError, check_port_free
     from deployments.telemetry.otlp import TelemetryConfigError
     from deployments.telemetry.setup import check_telemetry
 
-    try:
-        make_state_directory(place.state_dir)
-    except OSError as error:
-        raise CliError(
-            f"the state directory {place.state_dir} cannot be made: {error.strerror}", "Name another with --state-dir."
-        ) from None
+    require_state_directory(place.state_dir)
     try:
         check_telemetry(config.telemetry)
     except TelemetryConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from deployments.head.state import (
     DamagedStateError,
     Phase,
     load_state,
+    make_state_directory,
     state_directory,
 )
 
@@ -57,7 +59,7 @@ class Place:
 
     def command(self, arguments: str) -> str:
         """A `pointsman` command as the user would type it for this place."""
-        named = f" --state-dir {self.state_dir}" if self.named else ""
+        named = f" --state-dir {shlex.quote(str(self.state_dir))}" if self.named else ""
         return f"{program()} {arguments}{named}"
 
 
@@ -66,6 +68,17 @@ def find_place(state_dir: Path | None, config: ClusterConfig | None = None) -> P
     if state_dir is not None:
         return Place(state_dir.expanduser().absolute(), named=os.environ.get(STATE_VARIABLE) != str(state_dir))
     return Place(state_directory(config.ray.state_dir if config is not None else None), named=False)
+
+
+def require_state_directory(path: Path) -> None:
+    """Make the state directory if need be. Raises `CliError` if that is impossible, or nothing can be written there."""
+    remedy = "Name another with --state-dir or $POINTSMAN_STATE_DIR."
+    try:
+        make_state_directory(path)
+    except OSError as error:
+        raise CliError(f"the state directory {path} cannot be made: {error.strerror}", remedy) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CliError(f"the state directory {path} is not writable for this user", remedy)
 
 
 def head_runs(state: ClusterState) -> bool:

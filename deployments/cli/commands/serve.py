@@ -51,7 +51,9 @@ def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
             "--name", metavar="NAME", help="What requests call it. Default: made of MODEL.", show_default=False
         ),
     ] = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65_535, help="Port to listen on, on loopback.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65_535, metavar="PORT", help="Port to listen on, on loopback.")
+    ] = 8000,
     state_dir: StateDir = None,
     foreground: Foreground = False,
     timeout: StartTimeout = None,
@@ -62,8 +64,9 @@ def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
     Writes the config that it makes into the state directory and starts it as `up` does.
     """
     from cluster.config.base import Kind
-    from deployments.cli.launch import LaunchOptions, launch, prepare
+    from deployments.cli.launch import LaunchOptions, check_surroundings, launch, prepare
     from deployments.cli.one_model import (
+        Shape,
         Wish,
         checked,
         config_text,
@@ -78,8 +81,13 @@ def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
     source = source_of(model)
     wish = Wish(source, Kind(kind) if kind is not None else None, kv_window, batch_size, max_model_len, port, name)
     called = name or name_of(source)
+    place = find_place(state_dir)
+    # The model says later how large it is; what is wrong with the rest is better known before it is downloaded.
+    provisional = checked(config_text(wish, Shape(), accelerated=has_gpu()))
+    if place.state is None:
+        check_surroundings(provisional, place)
     shape = read_shape(prepare({called: source})[called])
     text = config_text(wish, shape, accelerated=has_gpu())
     checked(text)
-    path = write_config(text, find_place(state_dir).state_dir)
+    path = write_config(text, place.state_dir)
     return launch(LaunchOptions(path, state_dir, foreground, timeout, json))

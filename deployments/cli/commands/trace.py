@@ -32,7 +32,7 @@ def trace(
         str | None, typer.Argument(metavar="ID", help="A trace id, or its first digits.", show_default=False)
     ] = None,
     last: Annotated[bool, typer.Option("--last", metavar=FLAG, help="The newest trace.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many traces to list.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="How many to list.")] = 20,
     all_attributes: Annotated[
         bool, typer.Option("--all", metavar=FLAG, help="Show every attribute of every span.")
     ] = False,

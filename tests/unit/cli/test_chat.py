@@ -186,3 +186,25 @@ def test_a_url_with_v1_and_a_prefix(invoke, api):
     # That cluster's traces are elsewhere, so no command is offered that would not find them.
     assert f"trace {'ab' * 16}" in done.stderr
     assert "pointsman trace" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:port"])
+def test_a_url_that_cannot_be_read_is_a_mistake_of_the_arguments(invoke, url):
+    done = invoke("chat", "hi", "--url", url)
+    assert done.exit_code == 2
+    assert "no URL of a cluster" in done.stderr
+    assert "should not happen" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["pm-secret\nword", "pm-secret word", "pm-secret\u20acword"])
+def test_a_key_that_no_header_can_hold_is_not_repeated(invoke, running, key):
+    done = invoke("chat", "hi", "--key", key)
+    assert done.exit_code == 2
+    assert "POINTSMAN_API_KEY" in done.stderr
+    assert "secret" not in done.output
+
+
+def test_the_line_end_of_a_key_from_a_file_does_no_harm(invoke, api, running):
+    api.answers[PATH] = stream(piece("Hi", "stop"))
+    assert invoke("chat", "hi", "--key", "pm-secret\n").exit_code == 0
+    assert api.asked[-1][1]["authorization"] == "Bearer pm-secret"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -57,7 +58,8 @@ def test_starting_takes_less_than_0_4_s_of_computing():
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.4
+    # Anything else on the same core adds to what is counted, never takes away: one undisturbed start is the proof.
+    assert any(seconds() < 0.4 for _ in range(20))
 
 
 def test_no_traceback_unless_asked_for(invoke, monkeypatch):
@@ -190,3 +192,22 @@ def test_progress_without_a_terminal_is_a_line_per_event(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Starting"
     assert [line.partition("s  ")[2] for line in lines[1:]] == ["dense: loading", "mini: ready"]
+
+
+def test_commands_to_type_next_can_be_typed(tmp_path):
+    assert Place(tmp_path / "my state", named=True).command("down").endswith(f"--state-dir '{tmp_path}/my state'")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full (/there/file)"), (errno.EACCES, "may not do that (/there/file)")],
+)
+def test_a_disk_that_fails_anywhere_is_no_bug(invoke, monkeypatch, number, words):
+    def broken(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number), "/there/file")
+
+    monkeypatch.setattr("deployments.cli.place.find_place", broken)
+    done = invoke("status")
+    assert done.exit_code == 1
+    assert words in done.stderr
+    assert "should not happen" not in done.stderr

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from deployments.cli import build_child
 from deployments.cli.build_messages import Building, Job
 from deployments.cli.errors import CliError
 from deployments.cli.obtain import obtain_models, run_job
@@ -91,3 +94,19 @@ def test_a_child_that_breaks_is_an_error(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(CliError, match="status 1"):
         run_job(Job({"a": "embedded:dense"}), lambda _work: None)
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    taken = tmp_path / "taken"
+    taken.touch()
+    monkeypatch.setenv("POINTSMAN_CACHE", str(taken))
+    paths, failed = run_job(Job({"a": "embedded:encoder"}), lambda _work: None)
+    assert paths == {}
+    (one,) = failed
+    assert str(taken) in one.problem
+    assert "POINTSMAN_CACHE" in one.remedy
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "Free some space"), (errno.EACCES, "writable")])
+def test_the_child_says_what_to_do_about_a_disk(number, words):
+    assert words in build_child._remedy(OSError(number, os.strerror(number), "/cache"))

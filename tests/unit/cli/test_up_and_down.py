@@ -259,3 +259,70 @@ def test_in_the_foreground_a_killed_command_takes_its_cluster_along(fake_head, c
     terminal.process.kill()
     terminal.process.communicate(timeout=20)
     wait_for(lambda: read_state(state_dir) is None and not processes_of(cluster_id))
+
+
+def no_processes_of(state_dir: Path) -> bool:
+    state = read_state(state_dir)
+    return state is None or (processes_of(state.cluster_id) == () and process_state(state.pid) in GONE)
+
+
+def test_a_start_that_breaks_in_an_unforeseen_way_leaves_nothing(
+    invoke, fake_head, config_file, state_dir, monkeypatch
+):
+    fake_head("ready")
+
+    def broken(*_arguments: object) -> None:
+        wait_for(lambda: read_state(state_dir) is not None)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("deployments.cli.launch.follow", broken)
+    done = invoke("up", "--config", str(config_file))
+    assert done.exit_code == 1
+    assert "a bug" in done.stderr
+    assert no_processes_of(state_dir)
+
+
+def test_a_head_that_cannot_be_noted_down_does_not_run_on(invoke, fake_head, config_file, state_dir):
+    fake_head("ready")
+    # What a full disk does to a small file, on any disk.
+    (state_dir / "launch.json").symlink_to("/dev/full")
+    done = invoke("up", "--config", str(config_file))
+    assert done.exit_code == 1
+    assert "the disk is full" in done.stderr
+    assert "Free some space" in done.stderr
+    children = subprocess.run(
+        ["ps", "-o", "args=", "--ppid", str(os.getpid())], check=False, capture_output=True, text=True
+    )
+    assert "fake_head" not in children.stdout
+    assert no_processes_of(state_dir)
+
+
+@pytest.mark.parametrize("command", [("up",), ("serve", "embedded:encoder-like", "--port", "8123")])
+def test_a_state_directory_that_cannot_be_is_named(invoke, fake_head, config_file, tmp_path, command):
+    fake_head("ready")
+    taken = tmp_path / "taken"
+    taken.touch()
+    more = ("--config", str(config_file)) if command == ("up",) else ()
+    done = invoke(*command, *more, "--state-dir", str(taken))
+    assert done.exit_code == 1
+    assert f"the state directory {taken} cannot be made" in done.stderr
+    assert "--state-dir" in done.stderr
+
+
+def test_serve_knows_of_a_port_in_use_before_it_gets_the_model(invoke, fake_head, free_port, monkeypatch):
+    fake_head("ready")
+    monkeypatch.setattr("deployments.cli.launch.prepare", lambda _sources: pytest.fail("it got the model first"))
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", free_port))
+        holder.listen()
+        done = invoke("serve", "embedded:dense", "--port", str(free_port))
+    assert done.exit_code == 3
+    assert f"process {os.getpid()}" in done.stderr
+
+
+def test_serve_knows_of_options_that_do_not_go_together_before_it_gets_the_model(invoke, fake_head, monkeypatch):
+    fake_head("ready")
+    monkeypatch.setattr("deployments.cli.launch.prepare", lambda _sources: pytest.fail("it got the model first"))
+    done = invoke("serve", "embedded:dense", "--kv-window", "4096", "--max-model-len", "2048")
+    assert done.exit_code == 2
+    assert "kv_window_tokens" in done.stderr
