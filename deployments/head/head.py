@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.5
 CALM_POLL_S = 2.0
 """Between two looks at a cluster that is ready."""
+STOP_S = 10.0
+"""Seconds for everything about a graceful stop but the requests that are under way."""
 KILL_GRACE_S = 3.0
 FIRST_ALONE_S = 60.0
 """Seconds for which the first model may load alone; one that hangs must not keep the others from serving."""
@@ -220,10 +222,10 @@ class Head:
     def _shut_down(self, cluster: RayCluster, guard: Guard) -> None:
         self._write(Phase.STOPPING, "stopping")
         # Whatever hangs on the way down, the processes end: the graceful way has this long.
-        limit = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0) + 10.0
-        graceful = threading.Thread(target=cluster.stop, name="graceful-stop", daemon=True)
+        drain_s = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
+        graceful = threading.Thread(target=cluster.stop, args=(drain_s,), name="graceful-stop", daemon=True)
         graceful.start()
-        graceful.join(limit)
+        graceful.join(drain_s + STOP_S)
         attempt("end the guard", guard.close)
         attempt("end what is left", self._sweep)
         attempt("remove Ray's directory", cluster.remove_temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import ray
@@ -15,6 +16,8 @@ from cluster.config.operations import RayConfig
 from deployments.head.state import TEMPORARY_PREFIX
 
 NAMESPACE = "pointsman"
+
+DRAIN_POLL_S = 0.2
 
 
 class RayCluster:
@@ -64,13 +67,23 @@ class RayCluster:
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
 
-    def stop(self) -> None:
-        """Stop Serve, and Ray too if it is ours."""
+    def stop(self, drain_s: float) -> None:
+        """Let requests that are under way end for at most `drain_s` seconds; stop Serve, and Ray too if it is ours."""
         if ray.is_initialized():
             try:
+                self._drain(drain_s)
                 serve.shutdown()
             finally:
                 ray.shutdown()
+
+    @staticmethod
+    def _drain(limit_s: float) -> None:
+        """Delete the applications and wait until they are gone: `serve.shutdown` waits 30 s, however long they may take."""
+        for name in serve.status().applications:
+            serve.delete(name, _blocking=False)
+        deadline = time.monotonic() + limit_s
+        while serve.status().applications and time.monotonic() < deadline:
+            time.sleep(DRAIN_POLL_S)
 
     def remove_temporary(self) -> None:
         """Remove the directory of an own cluster. Once nothing runs in it any more."""

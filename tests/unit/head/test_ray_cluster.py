@@ -1,0 +1,62 @@
+"""How long a cluster that stops waits for what is under way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray import serve
+
+from cluster.config.operations import RayConfig
+from deployments.head import ray_cluster
+from deployments.head.ray_cluster import RayCluster
+
+
+class World:
+    """Serve with two applications that go `gone_after_s` seconds after they were deleted, and its clock."""
+
+    def __init__(self, gone_after_s):
+        self.now = 100.0
+        self.gone_at = self.now + gone_after_s
+        self.done = []
+
+    def status(self):
+        left = {} if self.now >= self.gone_at else {"ingress": 1, "model": 2}
+        return SimpleNamespace(applications=left)
+
+    def delete(self, name, _blocking):
+        assert not _blocking
+        self.done.append(f"delete {name}")
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def shutdown(self):
+        self.done.append("serve")
+
+
+def stop(world, monkeypatch, drain_s):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: world.done.append("ray"))
+    for name in ("status", "delete", "shutdown"):
+        monkeypatch.setattr(serve, name, getattr(world, name))
+    monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep))
+    RayCluster(RayConfig()).stop(drain_s)
+
+
+# Serve's own shutdown gives up after 30 seconds.
+@pytest.mark.parametrize(("takes_s", "drain_s", "waited_s"), [(5, 120, 5), (90, 120, 90), (500, 120, 120), (5, 0, 0)])
+def test_applications_may_drain_as_long_as_they_are_allowed_to(monkeypatch, takes_s, drain_s, waited_s):
+    world = World(takes_s)
+    stop(world, monkeypatch, drain_s)
+    assert world.done == ["delete ingress", "delete model", "serve", "ray"]
+    assert world.now - 100.0 == pytest.approx(waited_s, abs=0.3)
+
+
+def test_a_serve_that_does_not_answer_is_no_reason_to_leave_ray_running(monkeypatch):
+    world = World(5)
+    monkeypatch.setattr(world, "status", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stop(world, monkeypatch, 10)
+    assert world.done == ["ray"]
