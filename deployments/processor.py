@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
+"""As Linux names the instructions that multiply int8 and sum in int32 (x86 and ARM)."""
+
+
+def computes_int8() -> bool:
+    """Whether the processor has instructions for int8 products; without them they are slower than those in float32.
+
+    Reads what Linux says and imports nothing heavy: it takes part in naming the files of a model.
+    """
+    for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return not _INT8_FLAGS.isdisjoint(flags.split())
+    return False
 
 
 def computes_bfloat16() -> bool:

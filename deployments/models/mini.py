@@ -1,4 +1,4 @@
-"""The mini model: the dense one in int8 with its least important layers replaced."""
+"""The mini model: the dense one in int8, or with its least important layers replaced, or both."""
 
 from __future__ import annotations
 
@@ -34,28 +34,23 @@ def write_mini(dense: Path, conversations: Path, folder: Path, parameters: MiniP
         progress(f"mini: fitting layer {number + 1} of {stack.shape.layers}", 0.1 + 0.85 * number / stack.shape.layers)
 
     kept = remove_layers(stack, tokens, removed, parameters, report)
-    progress("mini: quantising", 0.95)
-    write_checkpoint(dense, folder, stack, kept)
+    progress("mini: writing", 0.95)
+    write_checkpoint(dense, folder, stack, kept, int8=parameters.int8)
 
 
-def write_checkpoint(dense: Path, folder: Path, stack: Stack, kept: list[Layer]) -> None:
-    """Write layers as an int8 Llama checkpoint with the dense model's tokenizer and template."""
-    # The embedding stays bfloat16 for lookups; its int8 copy is the output head, which reads all of it per token.
-    tensors: dict[str, Tensor] = {
-        "model.embed_tokens.weight": stack.embedding,
-        "model.norm.weight": stack.norm,
-        "lm_head.weight": stack.embedding.clone(),
-    }
+def write_checkpoint(dense: Path, folder: Path, stack: Stack, kept: list[Layer], *, int8: bool) -> None:
+    """Write layers as a Llama checkpoint, in int8 or bfloat16, with the dense model's tokenizer and template."""
+    tensors: dict[str, Tensor] = {"model.embed_tokens.weight": stack.embedding, "model.norm.weight": stack.norm}
     for number, layer in enumerate(kept):
         for name, key in LAYER_KEYS.items():
             tensors[f"model.layers.{number}.{key}.weight"] = getattr(layer, name).contiguous()
-    save_file(quantize_tensors(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
-    config |= {
-        "num_hidden_layers": len(kept),
-        "tie_word_embeddings": False,
-        "quantization_config": quantization_config(),
-    }
+    config["num_hidden_layers"] = len(kept)
+    if int8:
+        # The embedding stays bfloat16 for lookups; its int8 copy is the output head, which reads all of it per token.
+        tensors = quantize_tensors(tensors | {"lm_head.weight": stack.embedding.clone()})
+        config |= {"tie_word_embeddings": False, "quantization_config": quantization_config()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     for name in COPIED:
         shutil.copyfile(dense / name, folder / name)

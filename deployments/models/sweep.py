@@ -62,6 +62,7 @@ def sparse(
 def mini(
     keep: _Keep,
     removed: Annotated[str, typer.Option(help="layers:longest run, separated by commas.")] = "0:1,2:1,4:1,4:2,4:4",
+    int8: Annotated[bool, typer.Option(help="int8 weights and activations, or bfloat16.")] = MINI.int8,
     tokens: _Tokens = 6144,
 ) -> None:
     """Perplexity of mini models with several numbers of layers removed, against the dense one."""
@@ -74,12 +75,12 @@ def mini(
         folder = keep / f"mini-{count}-{longest}"
         folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        parameters = replace(MINI, removed_layers=count, longest_run=longest)
+        parameters = replace(MINI, int8=int8, removed_layers=count, longest_run=longest)
         write_mini(_dense(), _conversations(), folder, parameters, _silent)
         took = f"{time.monotonic() - start:.0f} s"
         reply = evaluate.answer(folder, _QUESTION)
         rows.append([str(count), str(longest), *_relative(folder, tokens), reply, took])
-    _show("mini (int8)", ["removed", "longest run", *KINDS, _QUESTION, "fit"], rows)
+    _show("mini (int8)" if int8 else "mini (bfloat16)", ["removed", "longest run", *KINDS, _QUESTION, "fit"], rows)
 
 
 @application.command()

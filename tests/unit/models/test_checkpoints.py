@@ -100,7 +100,7 @@ def test_the_mini_checkpoint_is_int8_and_close(tmp_path: Path) -> None:
     folder.mkdir()
     write_tiny_llama(dense)
     stack = layers.load_stack(dense)
-    mini.write_checkpoint(dense, folder, stack, stack.layers)
+    mini.write_checkpoint(dense, folder, stack, stack.layers, int8=True)
     config = json.loads((folder / "config.json").read_text())
     assert config["quantization_config"]["format"] == "int-quantized"
     reference = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
@@ -108,6 +108,25 @@ def test_the_mini_checkpoint_is_int8_and_close(tmp_path: Path) -> None:
         theirs = reference(_TOKENS).logits.float()
         ours = evaluate.load_model(folder)(_TOKENS).logits.float()
     assert 0 < (ours - theirs).norm() / theirs.norm() < 0.1
+
+
+def test_without_int8_the_layers_that_stay_are_written_as_they_are(tmp_path: Path) -> None:
+    dense, folder = tmp_path / "dense", tmp_path / "mini"
+    dense.mkdir()
+    folder.mkdir()
+    write_tiny_llama(dense)
+    stack = layers.load_stack(dense)
+    mini.write_checkpoint(dense, folder, stack, stack.layers[:6], int8=False)
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config and config["num_hidden_layers"] == 6
+    stack.layers = stack.layers[:6]
+    residual = layers.embed(stack, _TOKENS)
+    for layer in stack.layers:
+        residual = layers.run_layer(stack.shape, layer, residual)[1]
+    ours = _logits(stack, residual)
+    with torch.no_grad():
+        theirs = evaluate.load_model(folder)(_TOKENS).logits.float()
+    assert (ours - theirs).norm() / theirs.norm() < 0.1
 
 
 def test_rounding_stays_within_half_a_step() -> None:
