@@ -101,12 +101,17 @@ LINK_REASON: Final = "pointsman.link.reason"
 LINK_UNAUTHENTICATED: Final = "unauthenticated"
 """Value of LINK_REASON: the caller claimed this context without a key, so it is a link, not the parent."""
 
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+MESSAGE_ATTRIBUTES: Final = frozenset({INPUT_MESSAGES, OUTPUT_MESSAGES})
+"""What was said: the only content that is recorded once the operator asks for it."""
+
 CONTENT_ATTRIBUTES: Final = frozenset(
     {
+        INPUT_MESSAGES,
+        OUTPUT_MESSAGES,
         "gen_ai.prompt",
         "gen_ai.completion",
-        "gen_ai.input.messages",
-        "gen_ai.output.messages",
         "gen_ai.system_instructions",
         "gen_ai.request.stop_sequences",
         "gen_ai.retrieval.documents",
@@ -121,7 +126,10 @@ CONTENT_ATTRIBUTES: Final = frozenset(
         "url.query",
     }
 )
-"""Attributes that may hold a caller's or a model's words; kept out of spans unless the operator asks for content."""
+"""Attributes that may hold a caller's or a model's words, and so do those whose names go on behind one of them and a dot.
+
+All are kept out of spans; MESSAGE_ATTRIBUTES are let in if the operator asks for content.
+"""
 
 LOG_IDENTIFIERS: Final = frozenset(
     {

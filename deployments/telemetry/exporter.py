@@ -66,10 +66,12 @@ class BoundedSpanProcessor(SpanProcessor):
         max_batch: int,
         delay_s: float,
         shutdown_timeout_s: float,
+        keep_messages: bool = False,
     ) -> None:
-        """`name` says where the spans go."""
+        """`name` says where the spans go; `keep_messages` lets them carry what was said."""
         self.name = name
         self._exporter = exporter
+        self._keep_messages = keep_messages
         self._shut = False
         self._shutdown_timeout_s = shutdown_timeout_s
         self._worker: BatchWorker[ReadableSpan] = BatchWorker(
@@ -117,5 +119,5 @@ class BoundedSpanProcessor(SpanProcessor):
         return self._worker.flush(timeout_millis / 1000)
 
     def _export(self, batch: Sequence[ReadableSpan]) -> int:
-        result = self._exporter.export([redact(span) for span in batch])
+        result = self._exporter.export([redact(span, keep_messages=self._keep_messages) for span in batch])
         return 0 if result is SpanExportResult.SUCCESS else len(batch)

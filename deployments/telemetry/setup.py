@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, T
 from cluster.config.operations import TelemetryConfig
 from cluster.telemetry import names
 from deployments.paths import traces_path
+from deployments.telemetry.content import MAX_CHARS, captures_content
 from deployments.telemetry.exporter import BoundedSpanProcessor, SqliteSpanExporter
 from deployments.telemetry.otlp import ENDPOINT, TelemetryConfigError, make_exporter, otlp_target
 from deployments.telemetry.store import TraceStore
@@ -66,7 +67,11 @@ class SpanCounts:
 class Telemetry:
     """The tracing of one process. Made by `setup_telemetry`."""
 
-    def __init__(self, provider: TracerProvider, processors: tuple[BoundedSpanProcessor, ...]) -> None:
+    def __init__(
+        self, provider: TracerProvider, processors: tuple[BoundedSpanProcessor, ...], *, captures_content: bool
+    ) -> None:
+        self.captures_content: Final = captures_content
+        """Whether the operator asked for what was said to be recorded on spans."""
         self._provider = provider
         self._processors = processors
         self.tracer: Final = provider.get_tracer(TRACER_NAME)
@@ -120,10 +125,12 @@ def setup_telemetry(
     Raises `TelemetryConfigError`.
     """
     environment = os.environ if environ is None else environ
+    check_telemetry(telemetry, environment)
+    captures = captures_content(environment)
     provider = TracerProvider(
         resource=_resource(process, telemetry),
         sampler=_sampler(telemetry, environment),
-        span_limits=_limits(),
+        span_limits=_limits(MAX_CHARS if captures else _MAX_ATTRIBUTE_CHARS),
     )
     processors = _processors(telemetry, traces_path(state_dir), environment)
     for processor in processors:
@@ -132,12 +139,13 @@ def setup_telemetry(
         trace.set_tracer_provider(provider)
         if trace.get_tracer_provider() is not provider:
             logger.warning("this process has a global tracer provider already; engine spans go there")
-    return Telemetry(provider, processors)
+    return Telemetry(provider, processors, captures_content=captures)
 
 
 def check_telemetry(telemetry: TelemetryConfig, environ: Mapping[str, str] | None = None) -> None:
     """Raises `TelemetryConfigError` if `setup_telemetry` would; for the command line, before any process starts."""
     environment = os.environ if environ is None else environ
+    captures_content(environment)
     if telemetry.traces != "off" and otlp_target(environment) is None and telemetry.traces == "otlp":
         raise TelemetryConfigError(f"telemetry.traces is otlp, but no collector is named: set {ENDPOINT}.")
 
@@ -145,20 +153,20 @@ def check_telemetry(telemetry: TelemetryConfig, environ: Mapping[str, str] | Non
 def _processors(
     telemetry: TelemetryConfig, store_path: Path, environment: Mapping[str, str]
 ) -> tuple[BoundedSpanProcessor, ...]:
-    check_telemetry(telemetry, environment)
     if telemetry.traces == "off" or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
+    captures = captures_content(environment)
     processors = []
     if telemetry.traces == "store":
         exporter = SqliteSpanExporter(TraceStore(store_path, telemetry.store_max_spans))
-        processors.append(_processor("store", exporter, _STORE_DELAY_S))
+        processors.append(_processor("store", exporter, _STORE_DELAY_S, captures))
     target = otlp_target(environment)
     if target is not None:
-        processors.append(_processor("otlp", make_exporter(target), _OTLP_DELAY_S))
+        processors.append(_processor("otlp", make_exporter(target), _OTLP_DELAY_S, captures))
     return tuple(processors)
 
 
-def _processor(name: str, exporter: SpanExporter, delay_s: float) -> BoundedSpanProcessor:
+def _processor(name: str, exporter: SpanExporter, delay_s: float, keep_messages: bool) -> BoundedSpanProcessor:
     return BoundedSpanProcessor(
         name,
         exporter,
@@ -166,6 +174,7 @@ def _processor(name: str, exporter: SpanExporter, delay_s: float) -> BoundedSpan
         max_batch=_BATCH,
         delay_s=delay_s,
         shutdown_timeout_s=_SHUTDOWN_S,
+        keep_messages=keep_messages,
     )
 
 
@@ -193,13 +202,13 @@ def _resource(process: str, telemetry: TelemetryConfig) -> Resource:
     return own.merge(OTELResourceDetector().detect())
 
 
-def _limits() -> SpanLimits:
+def _limits(attribute_chars: int) -> SpanLimits:
     return SpanLimits(
         max_span_attributes=_MAX_ATTRIBUTES,
         max_events=_MAX_EVENTS,
         max_links=_MAX_LINKS,
         max_event_attributes=32,
         max_link_attributes=8,
-        max_span_attribute_length=_MAX_ATTRIBUTE_CHARS,
+        max_span_attribute_length=attribute_chars,
         max_attribute_length=_MAX_ATTRIBUTE_CHARS,
     )

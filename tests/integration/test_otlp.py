@@ -13,7 +13,9 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
@@ -24,6 +26,7 @@ from deployments.paths import traces_path
 from deployments.telemetry.propagation import incoming_context, outgoing_headers
 from deployments.telemetry.reader import TraceReader
 from deployments.telemetry.setup import setup_telemetry
+from tests.clusters import cluster_environment, run_pointsman, simulated_config
 
 CANARY = "CANARY7f3a"
 CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -62,6 +65,17 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                     self.spans += [(attributes[names.PROCESS_ROLE], span) for span in scope_spans.spans]
             self.arrived.notify_all()
         return trace_service_pb2.ExportTraceServiceResponse()
+
+    def of_trace(self, trace_id: str, count: int, timeout_s: float) -> list[tuple[str, Span]]:
+        """The spans of a trace with their processes' roles, once there are `count` or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        with self.arrived:
+            while True:
+                found = [(role, span) for role, span in self.spans if span.trace_id.hex() == trace_id]
+                left = deadline - time.monotonic()
+                if len(found) >= count or left <= 0:
+                    return found
+                self.arrived.wait(left)
 
 
 @pytest.fixture
@@ -136,6 +150,35 @@ def test_otlp_alone_leaves_no_store(collector, state_dir, monkeypatch):
     assert telemetry.close(5.0)
     assert [span.name for _, span in collector.spans] == ["request"]
     assert not traces_path(state_dir).exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_whole_cluster_sends_one_connected_trace_and_no_prompt(collector, state_dir, free_port):
+    config = state_dir / "config.yaml"
+    config.write_text(yaml.safe_dump(simulated_config("alpha") | {"ingress": {"port": free_port}}))
+    env = cluster_environment(state_dir, free_port)
+    env["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{collector.port}"
+    started = run_pointsman("up", "--config", str(config), env=env, timeout_s=200)
+    try:
+        assert started.returncode == 0, started.stderr
+        body = {"model": "alpha", "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4, "stream": True}
+        answer = httpx.post(
+            f"http://127.0.0.1:{free_port}/v1/chat/completions",
+            json=body,
+            headers={"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"},
+            timeout=60,
+            trust_env=False,
+        )
+        assert answer.status_code == 200, answer.text
+        received = collector.of_trace(CALLER_TRACE, 3, timeout_s=15)
+    finally:
+        assert run_pointsman("down", env=env).returncode == 0
+    by_role = {(role, span.name.partition(" ")[0]): span for role, span in received}
+    request = by_role["ingress", names.OPERATION_CHAT]
+    assert request.parent_span_id.hex() == CALLER_SPAN
+    assert by_role["ingress", names.SPAN_ROUTE].parent_span_id == request.span_id
+    assert by_role["replica:alpha", names.SPAN_REPLICA].parent_span_id == request.span_id
+    assert CANARY not in str(received)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])

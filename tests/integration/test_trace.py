@@ -29,12 +29,17 @@ def traceparent() -> tuple[str, str, dict[str, str]]:
     return trace_id, span_id, {"traceparent": f"00-{trace_id}-{span_id}-01"}
 
 
+def label(span: StoredSpan) -> str:
+    """A span's name; of the ingress's own the operation alone, without the model that may follow."""
+    return span.name.partition(" ")[0] if span.process == "ingress" else span.name
+
+
 def stored(cluster: RunningCluster, trace_id: str, *wanted: str) -> Mapping[str, StoredSpan]:
-    """The spans of a trace by name, once all that are wanted are there."""
+    """The spans of a trace by label, once all that are wanted are there."""
     deadline = time.monotonic() + STORED_S
     with TraceReader(traces_path(cluster.state_dir)) as reader:
         while True:
-            spans = {span.name: span for span in reader.get_trace(trace_id)}
+            spans = {label(span): span for span in reader.get_trace(trace_id)}
             if set(wanted) <= set(spans):
                 return spans
             assert time.monotonic() < deadline, f"{sorted(spans)} of {sorted(wanted)}"
