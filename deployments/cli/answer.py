@@ -102,6 +102,14 @@ class BrokenAnswerError(CliError):
         self.trace_id = trace_id
 
 
+class RefusedAnswerError(CliError):
+    """The cluster answered with an error."""
+
+    def __init__(self, error: CliError, trace_id: str | None) -> None:
+        super().__init__(error.message, error.remedy, error.code)
+        self.trace_id = trace_id
+
+
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
@@ -134,13 +142,14 @@ class _Chunk(msgspec.Struct, frozen=True):
 def ask(api: Api, question: Question, on_text: OnText) -> Answer:
     """The answer; `on_text` gets each piece as it comes.
 
-    Raises `CliError` for a refusal and `BrokenAnswerError` for an answer that breaks off.
+    Raises `RefusedAnswerError` for a refusal and `BrokenAnswerError` for an answer that breaks off.
     """
     started = time.monotonic()
     reply = api.post(PATH, question.body(), question.timeout_s)
     try:
         if reply.status != 200:
-            raise refusal(reply.status, reply.body.read(_MAX_LINE), api.has_key)
+            error = refusal(reply.status, reply.body.read(_MAX_LINE), api.has_key)
+            raise RefusedAnswerError(error, reply.headers.get(_TRACE_HEADER))
         if question.stream:
             return _read_stream(reply, started, on_text)
         answer = _read_whole(reply, started)

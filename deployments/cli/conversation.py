@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from deployments.cli import output
-from deployments.cli.answer import Answer, BrokenAnswerError, Message, OnText, Question, ask
+from deployments.cli.answer import Answer, BrokenAnswerError, Message, OnText, Question, RefusedAnswerError, ask
 from deployments.cli.api import Api
 from deployments.cli.errors import CliError
 from deployments.cli.place import Place
@@ -87,9 +87,12 @@ def _command(talk: Talk, turns: list[Message], typed: str) -> tuple[Talk, list[M
 
 
 def _ask(talk: Talk, question: Question, on_text: OnText) -> Answer:
-    """The answer; one that breaks off says how to look at its trace."""
+    """The answer; one that is refused or breaks off says how to look at its trace."""
     try:
         return ask(talk.api, question, on_text)
+    except RefusedAnswerError as error:
+        told = [line for line in (error.remedy, _trace_hint(talk, error.trace_id)) if line]
+        raise CliError(error.message, "\n".join(told) or None, error.code) from None
     except BrokenAnswerError as error:
         raise BrokenAnswerError(error.message, _trace_hint(talk, error.trace_id)) from None
 

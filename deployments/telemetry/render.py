@@ -89,7 +89,11 @@ class TraceView:
 
     def _notes(self, line: TreeLine, glyphs: _Glyphs) -> Iterator[tuple[str, str]]:
         span = line.span
-        if shown := _attributes(span.attributes, self._all_attributes):
+        if self._all_attributes:
+            # A line each: side by side all but the first few would be cut at the terminal's edge.
+            for key, value in sorted(span.attributes.items()):
+                yield f"{_clean(key, _MAX_NAME)}={_value(key, value)}", "none"
+        elif shown := _attributes(span.attributes, False):
             yield shown, "none"
         if span.status == "error":
             yield f"{glyphs.cross} {_clean(span.status_message, _MAX_VALUE) or 'failed'}", "red"
@@ -114,15 +118,14 @@ class TraceView:
 def render_trace_list(traces: Sequence[TraceSummary]) -> Table:
     """Recent traces as a table, one line each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header, justify in (("trace", "left"), ("when (UTC)", "left"), ("request", "left"), ("model", "left")):
-        table.add_column(header, justify="left" if justify == "left" else "right", no_wrap=True)
+    for header in ("trace", "when (UTC)", "request", "model"):
+        table.add_column(header, no_wrap=True)
     for header in ("duration", "spans"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     for trace in traces:
         root = trace.root
         model = root.attributes.get(names.RESPONSE_MODEL, root.attributes.get(names.REQUEST_MODEL, "")) if root else ""
-        outcome = Text(f"{trace.errors} failed", style="red") if trace.errors else Text("ok", style="green")
         table.add_row(
             Text(trace.trace_id),
             Text(_when(trace.start_ns)),
@@ -130,9 +133,19 @@ def render_trace_list(traces: Sequence[TraceSummary]) -> Table:
             Text(_clean(str(model), _MAX_NAME)),
             Text(duration(trace.duration_ns)),
             Text(str(trace.spans)),
-            outcome,
+            _outcome(trace),
         )
     return table
+
+
+def _outcome(trace: TraceSummary) -> Text:
+    if trace.errors:
+        return Text(f"{trace.errors} failed", style="red")
+    status = trace.root.attributes.get(names.HTTP_STATUS) if trace.root else None
+    if isinstance(status, int) and status >= 400:
+        # No fault of the cluster, so no span has failed; but no answer either.
+        return Text(f"refused ({status})", style="yellow")
+    return Text("ok", style="green")
 
 
 def to_json(spans: Sequence[StoredSpan]) -> str:

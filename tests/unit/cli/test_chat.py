@@ -208,3 +208,13 @@ def test_the_line_end_of_a_key_from_a_file_does_no_harm(invoke, api, running):
     api.answers[PATH] = stream(piece("Hi", "stop"))
     assert invoke("chat", "hi", "--key", "pm-secret\n").exit_code == 0
     assert api.asked[-1][1]["authorization"] == "Bearer pm-secret"
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_a_refusal_tells_how_to_look_at_its_trace(invoke, api, running, status):
+    headers = {"content-type": "application/json", "x-pointsman-trace-id": "ab" * 16}
+    api.answers[PATH] = Canned(b'{"error": {"message": "Not like this."}}', status, headers)
+    done = invoke("chat", "hi")
+    assert done.exit_code in (1, 3)
+    assert f"pointsman trace {'ab' * 16}" in done.stderr
+    assert ("POINTSMAN_API_KEY" in done.stderr) == (status == 401)
