@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from cluster.telemetry import names
 from deployments.head.state import read_state
 from deployments.processes import process_state, processes_of
 from tests.clusters import (
@@ -202,6 +204,29 @@ def when_it_has_processes(state_dir: Path) -> str:
     raise TimeoutError("the cluster did not begin to start")
 
 
+def most_at_once(url: str, asking: int) -> int:
+    """The most sequences that ran at once while `asking` callers waited for long answers, all of which came."""
+    body = {
+        "model": "mini",
+        "messages": [{"role": "user", "content": "Tell a long story."}],
+        "max_tokens": 96,
+        "ignore_eos": True,
+    }
+    seen = [0]
+    with (
+        httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
+        ThreadPoolExecutor(asking) as callers,
+    ):
+        answers = [callers.submit(client.post, "/v1/chat/completions", json=body) for _ in range(asking)]
+        while not all(answer.done() for answer in answers):
+            running = f"{names.ENGINE_RUNNING.name}{{"
+            lines = client.get("/metrics").text.splitlines()
+            seen += [int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(running)]
+            time.sleep(0.05)
+        assert [answer.result().status_code for answer in answers] == [200] * asking
+    return max(seen)
+
+
 @pytest.mark.timeout(400)
 def test_one_model_with_a_window_in_one_command(state_dir, free_port):
     env = cluster_environment(state_dir, free_port)
@@ -222,6 +247,10 @@ def test_one_model_with_a_window_in_one_command(state_dir, free_port):
         assert told["usage"]["prompt_tokens"] + 16 <= 256
         assert told["pointsman"]["truncated_turns"] > 0
         assert reply.headers["x-pointsman-truncated-turns"] == str(told["pointsman"]["truncated_turns"])
+        asked = run_pointsman("chat", "--json", "Count from one to a thousand, in words.", env=env)
+        endless = json.loads(asked.stdout)
+        assert endless["prompt_tokens"] + endless["completion_tokens"] <= 256
+        assert most_at_once(f"http://127.0.0.1:{free_port}", asking=6) == 2
         status = json.loads(run_pointsman("status", "--json", env=env).stdout)
         assert list(status["models"]) == ["mini"]
     finally:
