@@ -30,6 +30,8 @@ OPERATION_EMBEDDING: Final = "embeddings"
 
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
+PROVIDER_POINTSMAN: Final = "pointsman"
+"""Value of PROVIDER on the ingress's span; the conventions let a system of its own name itself."""
 OUTPUT_TYPE: Final = "gen_ai.output.type"
 REQUEST_MODEL: Final = "gen_ai.request.model"
 REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"

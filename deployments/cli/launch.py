@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,12 +137,15 @@ def _remove_leftovers(place: Place) -> None:
 def check_surroundings(config: ClusterConfig, place: Place) -> None:
     """What would make a start fail later is better known before a model is built. Raises `CliError`."""
     from deployments.head.ports import PortInUseError, check_port_free
+    from deployments.telemetry.content import CAPTURE, captures_content
     from deployments.telemetry.otlp import TelemetryConfigError
     from deployments.telemetry.setup import check_telemetry
 
     require_state_directory(place.state_dir)
     try:
         check_telemetry(config.telemetry)
+        if config.telemetry.traces != "off" and captures_content(os.environ):
+            output.warn(f"traces record what is asked and answered, because {CAPTURE} is set")
     except TelemetryConfigError as error:
         raise CliError(str(error), code=ExitCode.USAGE) from None
     _check_keys(config, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -35,6 +36,9 @@ GENERATION_PATHS: Mapping[str, Endpoint] = {
     "/v1/embeddings": Endpoint.EMBEDDING,
 }
 
+STRANGER_TRACE_PERIOD_S = 0.2
+"""Seconds between two traces of requests without a valid key, at least."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -44,6 +48,7 @@ class IngressApp:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._running = 0
+        self._stranger_traced = -STRANGER_TRACE_PERIOD_S
         self._bodies = BodyReader(services.config.ingress.limits)
         pages = info.InfoPages(services)
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -96,7 +101,11 @@ class IngressApp:
         if _head_bytes(scope) > limits.header_bytes:
             raise ApiError(431, "headers_too_large", f"The headers exceed {limits.header_bytes} bytes.")
         path = scope["path"]
-        key = None if path in PUBLIC_PATHS else services.gate.authenticate(exchange.header("authorization"))
+        try:
+            key = None if path in PUBLIC_PATHS else services.gate.authenticate(exchange.header("authorization"))
+        except ApiError as error:
+            self._trace_stranger(exchange, error)
+            raise
         route = self._routes.get("/v1/models/*" if path.startswith("/v1/models/") else path)
         if route is None:
             known = ", ".join(sorted(self._routes))
@@ -105,6 +114,21 @@ class IngressApp:
         if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
             raise ApiError(405, "method_not_allowed", f"This path takes {method}.", headers={"allow": method})
         await handler(exchange, key)
+
+    def _trace_stranger(self, exchange: Exchange, error: ApiError) -> None:
+        """A trace of its own for a request without a valid key, with a link to the one that it claims.
+
+        A few a second at most: strangers must not be able to crowd everybody's traces out of the store.
+        """
+        endpoint = GENERATION_PATHS.get(exchange.scope["path"])
+        now = time.monotonic()
+        if endpoint is None or now - self._stranger_traced < STRANGER_TRACE_PERIOD_S:
+            return
+        self._stranger_traced = now
+        headers = exchange.scope["headers"]
+        with request_span(self._services.telemetry, headers, False, endpoint, exchange.request_id) as span:
+            exchange.headers["x-pointsman-trace-id"] = span.trace_id
+            span.refused(error)
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         services = self._services
@@ -120,6 +144,8 @@ class IngressApp:
                 services.metrics.in_flight(endpoint),
             ):
                 exchange.headers["x-pointsman-trace-id"] = span.trace_id
+                if key is not None:
+                    span.caller(key)
                 try:
                     if self._running > limit:
                         raise ApiError(
@@ -131,7 +157,7 @@ class IngressApp:
                         )
                     await generation.serve(exchange, key, span)
                 except ApiError as error:
-                    span.status(error.status)
+                    span.refused(error)
                     services.metrics.refused(endpoint, error.code)
                     services.gate.refused(key)
                     raise

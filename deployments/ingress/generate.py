@@ -179,11 +179,13 @@ class Generation:
         return decision, contract, enforce(contract, request)
 
     async def _plain(
-        self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, _span: RequestSpan
+        self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, span: RequestSpan
     ) -> EngineReply:
         while (data := await answer.next()) is not None:
             timer.chunk(time.monotonic(), data.count(b"\n\n"))
         reply = failures.require_reply(answer.reply)
+        if reply.status == 200:
+            span.said(reply.body)
         exchange.headers |= provenance.headers(answer, reply)
         body = reply.body if reply.status != 200 else provenance.add_to(reply.body, answer, reply)
         await exchange.respond(reply.status, body, headers=failures.retry_headers(reply))
@@ -205,6 +207,7 @@ class Generation:
         try:
             while data is not None:
                 timer.chunk(time.monotonic(), data.count(b"\n\n"))
+                span.said(data)
                 await exchange.write(data)
                 data = await answer.next()
             reply = failures.require_reply(answer.reply)

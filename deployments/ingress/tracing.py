@@ -10,12 +10,15 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace
 
 from cluster.telemetry import names
 from deployments.engines.protocol import Endpoint, EngineReply
+from deployments.telemetry.content import OutputRecorder, input_messages
 from deployments.telemetry.propagation import incoming_context, outgoing_headers
 from deployments.telemetry.setup import Telemetry
 
 if TYPE_CHECKING:
+    from cluster.api.errors import ApiError
     from cluster.api.requests import ApiRequest
     from cluster.contracts import Contract
+    from cluster.keys import KeyRecord
     from cluster.routing.resolve import RouteDecision
     from deployments.telemetry.metrics import StreamTimer
 
@@ -29,45 +32,75 @@ OPERATIONS: Mapping[Endpoint, str] = {
 class RequestSpan:
     """One request's span in the ingress, and the events on it."""
 
-    def __init__(self, span: Span, request_id: str, telemetry: Telemetry) -> None:
+    def __init__(self, span: Span, request_id: str, telemetry: Telemetry, operation: str) -> None:
         self._span = span
         self._telemetry = telemetry
+        self._operation = operation
+        self._output = OutputRecorder() if telemetry.captures_content else None
         self.request_id = request_id
         self.trace_id = format_trace_id(span.get_span_context().trace_id)
         self.trace_headers = outgoing_headers(span)
 
+    def caller(self, key: KeyRecord) -> None:
+        """Whose request it is: the public part of the key, never the key."""
+        self._span.set_attribute(names.KEY_ID, key.id)
+        self._span.set_attribute(names.TENANT, key.tenant)
+
     def decided(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
         """The routing decision, as a child span: it has its own place in the tree."""
+        # Known by now to be a model's or a role's name, or `auto`: a caller's own words do not get this far.
+        self._span.update_name(f"{self._operation} {request.model}")
+        self._span.set_attributes(_request_attributes(request))
+        if self._output is not None and (said := input_messages(request.body)) is not None:
+            self._span.set_attribute(names.INPUT_MESSAGES, said)
         with self._telemetry.tracer.start_as_current_span(
             names.SPAN_ROUTE,
             attributes={
                 names.ROUTE_MODEL: decision.model,
                 names.ROUTE_REASON: decision.reason,
+                names.ROUTE_RULE: decision.reason_code,
                 names.ROUTE_CANDIDATES: decision.candidates,
                 names.PROMPT_TOKENS_ESTIMATE: request.prompt_tokens_estimate,
             },
         ):
-            self._span.set_attribute(names.REQUEST_MODEL, decision.model)
+            self._span.set_attribute(names.RESPONSE_MODEL, decision.model)
             if contract.latency_target_s is not None:
                 self._span.set_attribute(names.LATENCY_TARGET, contract.latency_target_s)
             if decision.role is not None:
                 self._span.set_attribute(names.ROUTE_ROLE, decision.role)
+
+    def said(self, data: bytes) -> None:
+        """A piece of the answer, as it goes to the client; kept only if the operator asked for it."""
+        if self._output is not None:
+            self._output.add(data)
 
     def answered(self, attempts: int, timer: StreamTimer) -> None:
         """Attempts and the time to the first piece of the answer."""
         self._span.set_attribute(names.ATTEMPTS, attempts)
         if timer.first_s is not None:
             self._span.set_attribute(names.TTFT, timer.first_s)
+        if self._output is not None and (said := self._output.messages()) is not None:
+            self._span.set_attribute(names.OUTPUT_MESSAGES, said)
 
     def finished(self, reply: EngineReply) -> None:
         """How the engine ended it."""
         self._span.set_attribute(names.USAGE_INPUT_TOKENS, reply.usage.prompt_tokens)
         self._span.set_attribute(names.USAGE_OUTPUT_TOKENS, reply.usage.completion_tokens)
-        self.status(reply.status)
+        if reply.usage.cached_tokens:
+            self._span.set_attribute(names.USAGE_CACHED_TOKENS, reply.usage.cached_tokens)
+        if reply.finish_reason is not None:
+            self._span.set_attribute(names.FINISH_REASONS, (reply.finish_reason,))
+        self._status(reply.status, str(reply.status))
 
-    def status(self, status: int) -> None:
+    def refused(self, error: ApiError) -> None:
+        """The answer is an error of the ingress's own."""
+        self._status(error.status, error.code)
+
+    def _status(self, status: int, error_type: str) -> None:
         """The HTTP status; 5xx marks the span as failed."""
         self._span.set_attribute(names.HTTP_STATUS, status)
+        if status >= 400:
+            self._span.set_attribute(names.ERROR_TYPE, error_type)
         if status >= 500:
             self._span.set_status(Status(StatusCode.ERROR, f"status {status}"))
 
@@ -88,8 +121,28 @@ def request_span(
         context=incoming.context,
         links=incoming.links,
         kind=SpanKind.SERVER,
-        attributes={names.OPERATION: OPERATIONS[endpoint], names.REQUEST_ID: request_id},
+        attributes={
+            names.OPERATION: OPERATIONS[endpoint],
+            names.PROVIDER: names.PROVIDER_POINTSMAN,
+            names.REQUEST_ID: request_id,
+        },
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
-        yield RequestSpan(span, request_id, telemetry)
+        yield RequestSpan(span, request_id, telemetry, OPERATIONS[endpoint])
+
+
+def _request_attributes(request: ApiRequest) -> dict[str, str | int | float | bool]:
+    """What was asked for, numbers and the model's name."""
+    attributes: dict[str, str | int | float | bool] = {names.REQUEST_MODEL: request.model}
+    for name, value in (
+        (names.REQUEST_STREAM, getattr(request, "stream", None) or None),
+        (names.REQUEST_MAX_TOKENS, getattr(request, "max_tokens", None)),
+        (names.REQUEST_TEMPERATURE, getattr(request, "temperature", None)),
+        (names.REQUEST_SEED, getattr(request, "seed", None)),
+        (names.REQUEST_CHOICES, choices if (choices := getattr(request, "n", 1)) != 1 else None),
+        (names.REQUEST_TOP_P, request.body.get("top_p")),
+    ):
+        if isinstance(value, bool | int | float):
+            attributes[name] = value
+    return attributes

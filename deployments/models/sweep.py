@@ -55,6 +55,7 @@ def sparse(
         quality = _relative(folder, tokens)
         reply = evaluate.answer(folder, _QUESTION)
         rows.append([str(shared), str(expert), str(shared + 2 * expert), *quality, divergence, reply, took])
+        _tell(columns, rows[-1])
     _show("sparse", columns, rows)
 
 
@@ -69,6 +70,7 @@ def mini(
     from deployments.models import evaluate
     from deployments.models.mini import write_mini
 
+    columns = ["removed", "longest run", *KINDS, _QUESTION, "fit"]
     rows = [["dense", "", *_plain(tokens), "", ""]]
     for choice in removed.split(","):
         count, longest = (int(part) for part in choice.split(":"))
@@ -80,7 +82,8 @@ def mini(
         took = f"{time.monotonic() - start:.0f} s"
         reply = evaluate.answer(folder, _QUESTION)
         rows.append([str(count), str(longest), *_relative(folder, tokens), reply, took])
-    _show("mini (int8)" if int8 else "mini (bfloat16)", ["removed", "longest run", *KINDS, _QUESTION, "fit"], rows)
+        _tell(columns, rows[-1])
+    _show("mini (int8)" if int8 else "mini (bfloat16)", columns, rows)
 
 
 @application.command()
@@ -126,6 +129,11 @@ def _relative(folder: Path, tokens: int) -> list[str]:
 
     reference, found = evaluate.perplexities(_dense(), tokens), evaluate.perplexities(folder, tokens)
     return [f"{found[kind]:.2f} ({100 * (found[kind] / reference[kind] - 1):+.1f}%)" for kind in KINDS]
+
+
+def _tell(columns: Sequence[str], row: Sequence[str]) -> None:
+    """Say a row as soon as it is measured: the next one takes minutes."""
+    typer.echo(", ".join(f"{name} {value}" for name, value in zip(columns, row, strict=True)), err=True)
 
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

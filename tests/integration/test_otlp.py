@@ -23,6 +23,7 @@ from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSett
 from cluster.config.operations import TelemetryConfig
 from cluster.telemetry import names
 from deployments.paths import traces_path
+from deployments.telemetry.content import CAPTURE
 from deployments.telemetry.propagation import incoming_context, outgoing_headers
 from deployments.telemetry.reader import TraceReader
 from deployments.telemetry.setup import setup_telemetry
@@ -153,11 +154,14 @@ def test_otlp_alone_leaves_no_store(collector, state_dir, monkeypatch):
 
 
 @pytest.mark.timeout(300)
-def test_a_whole_cluster_sends_one_connected_trace_and_no_prompt(collector, state_dir, free_port):
+@pytest.mark.parametrize("asked_for", [False, True], ids=["no prompt", "prompt asked for"])
+def test_a_whole_cluster_sends_one_connected_trace(collector, state_dir, free_port, asked_for):
     config = state_dir / "config.yaml"
     config.write_text(yaml.safe_dump(simulated_config("alpha") | {"ingress": {"port": free_port}}))
     env = cluster_environment(state_dir, free_port)
     env["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{collector.port}"
+    if asked_for:
+        env[CAPTURE] = "span_only"
     started = run_pointsman("up", "--config", str(config), env=env, timeout_s=200)
     try:
         assert started.returncode == 0, started.stderr
@@ -178,7 +182,11 @@ def test_a_whole_cluster_sends_one_connected_trace_and_no_prompt(collector, stat
     assert request.parent_span_id.hex() == CALLER_SPAN
     assert by_role["ingress", names.SPAN_ROUTE].parent_span_id == request.span_id
     assert by_role["replica:alpha", names.SPAN_REPLICA].parent_span_id == request.span_id
-    assert CANARY not in str(received)
+    assert (CANARY in str(request)) is asked_for
+    others = [span for _, span in received if span is not request]
+    assert CANARY not in str(others)
+    answered = {each.key: each.value.string_value for each in request.attributes}.get(names.OUTPUT_MESSAGES)
+    assert (answered is not None) is asked_for
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])

@@ -326,3 +326,13 @@ def test_serve_knows_of_options_that_do_not_go_together_before_it_gets_the_model
     done = invoke("serve", "embedded:dense", "--kv-window", "4096", "--max-model-len", "2048")
     assert done.exit_code == 2
     assert "kv_window_tokens" in done.stderr
+
+
+@pytest.mark.parametrize(("value", "status", "words"), [("span_only", 0, "traces record what"), ("yes", 2, "CONTENT")])
+def test_recording_what_is_said_is_no_secret(invoke, fake_head, config_file, monkeypatch, value, status, words):
+    fake_head("ready")
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", value)
+    done = invoke("up", "--config", str(config_file))
+    assert done.exit_code == status
+    assert words in done.stderr
+    assert invoke("down").exit_code == 0
