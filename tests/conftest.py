@@ -78,7 +78,12 @@ def simulated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     }
     models = config["models"]
     assert isinstance(models, dict)
-    models["beta"]["engine"]["simulated"] = {"decode_step_base_s": 0.002, "decode_step_per_seq_s": 0}
+    models["beta"]["engine"]["simulated"] = {
+        "decode_step_base_s": 0.002,
+        "decode_step_per_seq_s": 0,
+        "prefill_tokens_per_s": 4000,
+        "kv_blocks": 512,
+    }
     cluster = start_cluster(config, state_dir, _port())
     yield cluster
     stop_cluster(cluster.env)
