@@ -22,6 +22,7 @@ class _Stream:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: str | None = None
+    model: str | None = None
     error: str | None = None
     done: bool = False
 
@@ -43,6 +44,7 @@ def record_of(exchange: Exchange) -> RequestRecord:
         arrivals=_arrivals(exchange.started, times, counts),
         tokens_exact=exact,
         finish_reason=stream.finish_reason,
+        answered_by=stream.model,
     )
 
 
@@ -119,6 +121,7 @@ def _take(stream: _Stream, when: float, payload: bytes) -> None:
     if "error" in event:
         stream.error = "stream_error"
         return
+    stream.model = event.get("model") or stream.model
     usage: dict[str, Any] = event.get("usage") or {}
     if usage:
         stream.prompt_tokens = usage.get("prompt_tokens") or 0

@@ -188,6 +188,8 @@ def _run(plan: LoadPlan) -> RunSummary:
     summary = asyncio.run(drive(plan))
     if summary.errors or summary.ttft.p50 is None:
         raise MeasureError(f"a run with {plan.streams} streams failed: {summary.errors}")
+    if summary.simulated:
+        raise MeasureError(f"{', '.join(summary.answered_by)} answers: measure a real model to fit to")
     return summary
 
 

@@ -9,6 +9,9 @@ from typing import Final
 
 from loadtests.stats import quantile
 
+SIMULATED: Final = "(simulated)"
+"""How the name of a model with a simulated engine ends in its answers."""
+
 FEW_TOKENS: Final = 2
 """Arrivals with up to this many tokens count as sent when they were made."""
 
@@ -38,6 +41,8 @@ class RequestRecord:
     tokens_exact: bool
     """Whether tokens per arrival were counted: as many events with text as tokens. Otherwise apportioned by length."""
     finish_reason: str | None
+    answered_by: str | None = None
+    """The model, as the answer names it: a simulated one says so there."""
 
     @property
     def e2e_s(self) -> float:
@@ -81,6 +86,13 @@ class RunSummary:
     """Share of requests whose tokens per arrival were counted rather than apportioned."""
     client_cpu_s: float
     """CPU seconds that the load client itself took."""
+    answered_by: tuple[str, ...] = ()
+    """Models, as the answers name them."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any answer came from a simulated engine: its figures are no measurement of a model."""
+        return any(name.endswith(SIMULATED) for name in self.answered_by)
 
     def as_json(self) -> dict[str, object]:
         """Plain data for `json.dumps`."""
@@ -128,4 +140,5 @@ def summarise(records: Sequence[RequestRecord], streams: int, client_cpu_s: floa
         few_token_share=sum(a.tokens <= FEW_TOKENS for a in arrivals) / len(arrivals) if arrivals else None,
         exact_share=sum(record.tokens_exact for record in good) / len(good) if good else None,
         client_cpu_s=client_cpu_s,
+        answered_by=tuple(sorted({record.answered_by for record in good if record.answered_by is not None})),
     )

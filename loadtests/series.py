@@ -63,6 +63,8 @@ class Series:
             summary = asyncio.run(drive(self._plan(arm, shape, seed=999)))
             if summary.errors:
                 raise UnfairError(f"{arm.name} fails already at warm-up: {summary.errors}")
+            if summary.simulated:
+                self._warn(f"{arm.name} is answered by {', '.join(summary.answered_by)}: no model is measured")
 
     def run(self, shape: Shape, pairs: int, seed: int = 0) -> Comparison:
         """Run alternating pairs and compare them. Raises `UnfairError` if the arms did different work.

@@ -40,6 +40,7 @@ def run_table(title: str, runs: Sequence[tuple[str, RunSummary]]) -> Table:
         table.add_column(name, justify="right")
     summaries = [summary for _, summary in runs]
     rows: list[tuple[str, list[str]]] = [
+        ("answered by", [", ".join(s.answered_by) or "-" for s in summaries]),
         ("streams", [str(s.streams) for s in summaries]),
         ("requests (succeeded)", [f"{s.requests} ({s.succeeded})" for s in summaries]),
         ("tokens/s", [f"{s.tokens_per_s:.1f}" for s in summaries]),

@@ -5,9 +5,12 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.engines.simulated.responses import shown_name
 from loadtests.client import Exchange
 from loadtests.events import record_of, tokens_per_event
 from loadtests.prompts import long_prompt, story_prompt
+from loadtests.records import summarise
+from loadtests.show import run_table
 
 
 def text(content: str) -> bytes:
@@ -32,6 +35,25 @@ def test_an_event_counts_when_its_end_arrives() -> None:
     assert [(arrival.gap_s, arrival.tokens) for arrival in record.arrivals] == [(2.0, 2), (0.5, 2)]
     assert record.tokens_exact
     assert record.e2e_s == 3.0
+
+
+def test_the_model_is_the_one_that_the_answer_names() -> None:
+    def named(model: str) -> Exchange:
+        event = {"model": model, "choices": [{"delta": {"content": "a"}}]}
+        data = b"data: " + json.dumps(event).encode() + b"\n\n" + USAGE
+        return Exchange(started=0.0, status=200, arrivals=[(1.0, data)], ended=1.0)
+
+    real, simulated = (record_of(named(name)) for name in ("dense", shown_name("dense")))
+    assert (real.answered_by, simulated.answered_by) == ("dense", "dense (simulated)")
+    assert not summarise([real], 1, 0.0).simulated
+    both = summarise([real, simulated], 1, 0.0)
+    assert both.simulated
+    assert both.as_json()["answered_by"] == ("dense", "dense (simulated)")
+    table = run_table("run", [("run", both)])
+    assert next(iter(zip(*(column.cells for column in table.columns), strict=True))) == (
+        "answered by",
+        "dense, dense (simulated)",
+    )
 
 
 def test_crlf_events_are_read_too() -> None:
