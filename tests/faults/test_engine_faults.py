@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from deployments.models.sources import resolve
 from deployments.processes import process_state
 from tests.clusters import RunningCluster, cluster_environment, run_pointsman, simulated_config, stop_cluster
 from tests.faults.load import CHAT, SteadyLoad, Streamed, chat
@@ -133,17 +136,31 @@ def broken_model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_model_that_does_not_load_leaves_the_others_serving(state_dir: Path, broken_model: Path) -> None:
+@pytest.fixture
+def torn_model(tmp_path: Path) -> Path:
+    """The dense model with half of its weights: it fails where they are read, in the engine's own process."""
+    folder = tmp_path / "torn"
+    shutil.copytree(resolve("embedded:dense", None, lambda _message, _done: None), folder)
+    for weights in folder.glob("*.safetensors"):
+        os.truncate(weights, weights.stat().st_size // 2)
+    return folder
+
+
+def test_one_model_that_does_not_load_leaves_the_others_serving(
+    state_dir: Path, broken_model: Path, torn_model: Path
+) -> None:
     port = unused_port()
     config = simulated_config("alpha") | {"ingress": {"port": port}}
     models = config["models"]
     assert isinstance(models, dict)
-    models["broken"] = {
-        "kind": "dense",
-        "roles": ["broken"],
-        "source": f"path:{broken_model}",
-        "replicas": {"cpus": 0.1},
-    }
+    for name, folder in (("broken", broken_model), ("torn", torn_model)):
+        models[name] = {
+            "kind": "dense",
+            "roles": [f"role_{name}"],
+            "source": f"path:{folder}",
+            "engine": {"max_model_len": 512, "kv_cache_bytes": 64 * 2**20, "enforce_eager": True},
+            "replicas": {"cpus": 0.1},
+        }
     path = state_dir / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     env = cluster_environment(state_dir, port)
@@ -152,26 +169,29 @@ def test_one_model_that_does_not_load_leaves_the_others_serving(state_dir: Path,
         up = run_pointsman("up", "--config", str(path), env=env, timeout_s=300)
         assert up.returncode == 0, up.stderr
         assert "broken" in up.stderr
+        assert "torn" in up.stderr
         with cluster.client() as client:
             assert client.post(CHAT, json=chat("alpha", 4)).status_code == 200
-            refused = client.post(CHAT, json=chat("broken", 4))
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+            for name in ("broken", "torn"):
+                refused = client.post(CHAT, json=chat(name, 4))
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
             ready = client.get("/readyz")
             assert ready.status_code == 503
             states = ready.json()["models"]
             assert states["alpha"]["ready"] is True
-            assert states["broken"]["ready"] is False
-            assert states["broken"]["reason"]
+            for name in ("broken", "torn"):
+                assert states[name]["ready"] is False
+                assert states[name]["reason"]
         status = cluster.status()
         assert status["phase"] == "degraded"
         told = status["models"]
         assert isinstance(told, dict)
         assert told["alpha"]["phase"] == "ready"
-        assert told["broken"]["phase"] == "failed"
+        assert told["broken"]["phase"] == told["torn"]["phase"] == "failed"
         # The reason is the cause, not only that something failed.
         assert "no_such_model" in told["broken"]["message"], told["broken"]["message"]
         assert "broken" in cluster.pointsman("status").stdout
-        # Nothing of the failed one stays in memory.
+        # Nothing of the failed ones stays in memory.
         children = psutil.Process(int(str(status["pid"]))).children(recursive=True)
         assert [p for p in children if "VLLM" in " ".join(p.cmdline())] == []
     finally:

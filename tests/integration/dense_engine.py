@@ -87,6 +87,12 @@ class Call:
         return "".join(c["choices"][0]["delta"].get("content") or "" for c in self.chunks if c["choices"])
 
 
+def answer_of(reply: EngineReply) -> dict[str, Any]:
+    assert reply.status == 200, reply.body
+    answer: dict[str, Any] = json.loads(reply.body)
+    return answer
+
+
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
