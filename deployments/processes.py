@@ -15,6 +15,7 @@ from pathlib import Path
 
 CLUSTER_VARIABLE = "POINTSMAN_CLUSTER_ID"
 OWNER_VARIABLE = "POINTSMAN_OWNER_PID"
+CORES_VARIABLE = "POINTSMAN_CPU_CORES"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -50,6 +51,16 @@ def tie_to_owner() -> bool:
     die_with_parent(int(owner))
     os.environ[OWNER_VARIABLE] = str(os.getpid())
     return True
+
+
+def bind_to_cores() -> None:
+    """Bind this thread, and all that it starts, to the cores that `POINTSMAN_CPU_CORES` lists; nothing if it is not set.
+
+    Raises `OSError` for cores that this process may not use.
+    """
+    listed = os.environ.get(CORES_VARIABLE)
+    if listed is not None:
+        os.sched_setaffinity(0, {int(core) for core in listed.split(",")})
 
 
 def stopped_below(pids: Iterable[int]) -> int | None:

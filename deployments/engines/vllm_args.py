@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from deployments.processes import OWNER_VARIABLE
+from cluster.config.check_models import cores_of
+from deployments.processes import CORES_VARIABLE, OWNER_VARIABLE
 from deployments.processor import computes_bfloat16
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from cluster.config.model import ModelConfig
 
+
+_log = logging.getLogger(__name__)
 
 Dtype: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
 """Number formats of a model's configuration."""
@@ -40,7 +44,8 @@ def engine_environment(model: ModelConfig, accelerated: bool) -> dict[str, str]:
     """Environment variables of the replica that hosts the engine.
 
     The worker runs inside the engine core: on few cores a core that spins on its ring buffer to the worker starves
-    everything else. Binding is per replica, because by default every engine binds itself to the same first core.
+    everything else. vLLM binds workers only where they are processes of their own, and there all engines to the same first
+    core; so its binding is off, and an engine process binds itself (`vllm_plugin`).
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -57,11 +62,31 @@ def engine_environment(model: ModelConfig, accelerated: bool) -> dict[str, str]:
             # `enforce_eager` is about the model alone. vLLM compiles parts of its sampler, too, when they are first used:
             # on a CPU the first request for log probabilities would stop the engine for up to a minute.
             environment["TORCH_COMPILE_DISABLE"] = "1"
-        if model.replicas.cpu_cores is not None:
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = model.replicas.cpu_cores
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        cores = usable_cores(model)
+        if cores:
+            environment[CORES_VARIABLE] = ",".join(map(str, sorted(cores)))
     if model.source is None or not model.source.startswith("hf:"):
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
+
+
+def usable_cores(model: ModelConfig) -> set[int]:
+    """The cores that the engine is to be bound to and may use; empty: it is not bound.
+
+    A container often may not use core 0 or 1. An engine that runs unbound there is better than one that does not run.
+    """
+    if model.replicas.cpu_cores is None:
+        return set()
+    wanted = set(cores_of(model.replicas.cpu_cores))
+    usable = wanted & os.sched_getaffinity(0)
+    if usable != wanted:
+        _log.warning(
+            "some cores of `replicas.cpu_cores` are not there for this process: %d of %d can be used",
+            len(usable),
+            len(wanted),
+        )
+    return usable
 
 
 def served_dtype(asked: Dtype, accelerated: bool) -> Dtype:

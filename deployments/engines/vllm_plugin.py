@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from deployments.processes import OWNER_VARIABLE, tie_to_owner
+from deployments.processes import OWNER_VARIABLE, bind_to_cores, tie_to_owner
 
 
 def register() -> None:
@@ -15,7 +15,9 @@ def register() -> None:
     if OWNER_VARIABLE not in os.environ:
         return
     # First of all: a core whose replica is gone already must not go on to load a model.
-    tie_to_owner()
+    if tie_to_owner():
+        # Before the threads are made that compute: they inherit it.
+        bind_to_cores()
     from deployments.engines.vllm_internals import install_in_engine_core
 
     install_in_engine_core()

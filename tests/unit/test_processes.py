@@ -13,6 +13,7 @@ import pytest
 
 from deployments.processes import (
     CLUSTER_VARIABLE,
+    CORES_VARIABLE,
     OWNER_VARIABLE,
     kill_all,
     process_state,
@@ -87,6 +88,24 @@ def test_nobody_is_tied_without_an_owner_or_to_itself(monkeypatch: pytest.Monkey
     monkeypatch.setenv(OWNER_VARIABLE, str(os.getpid()))
     assert not tie_to_owner()
     assert os.environ[OWNER_VARIABLE] == str(os.getpid())
+
+
+def test_a_process_binds_itself_and_what_it_starts() -> None:
+    core = min(os.sched_getaffinity(0))
+    script = (
+        "import os, threading\n"
+        "from deployments.processes import bind_to_cores\n"
+        "bind_to_cores()\n"
+        "thread = threading.Thread(target=lambda: print(sorted(os.sched_getaffinity(0))))\n"
+        "thread.start(); thread.join()"
+    )
+    env = dict(os.environ)
+    env.pop(CORES_VARIABLE, None)
+    for cores, expected in (({CORES_VARIABLE: str(core)}, [core]), ({}, sorted(os.sched_getaffinity(0)))):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=env | cores, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(expected)
 
 
 def test_a_stopped_process_is_found_at_any_depth(chain: tuple[subprocess.Popen[str], list[int]]) -> None:

@@ -9,6 +9,7 @@ from cluster.config.engine import EngineConfig
 from cluster.config.model import ModelConfig, ReplicaConfig
 from deployments.engines import vllm_args
 from deployments.engines.vllm_args import engine_environment, served_dtype
+from deployments.processes import CORES_VARIABLE
 
 
 def model(source: str = "embedded:dense", **engine: Any) -> ModelConfig:
@@ -22,12 +23,31 @@ def test_the_worker_shares_the_engine_cores_process_and_is_bound() -> None:
     environment = engine_environment(model(), accelerated=False)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["OMP_NUM_THREADS"] == "3"
-    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    # vLLM's own binding does nothing for such a worker.
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert environment[CORES_VARIABLE] == "0,1"
+
+
+def test_cores_that_are_not_there_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {1, 2, 3})
+    assert engine_environment(model(), accelerated=False)[CORES_VARIABLE] == "1"
+    assert "1 of 2" in caplog.text
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {2, 3})
+    assert CORES_VARIABLE not in engine_environment(model(), accelerated=False)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
 
 
 def test_an_accelerator_is_not_bound_to_cores() -> None:
     environment = engine_environment(model(enforce_eager=True), accelerated=True)
-    assert not {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE"} & set(environment)
+    assert not {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "TORCH_COMPILE_DISABLE", CORES_VARIABLE} & set(
+        environment
+    )
 
 
 @pytest.mark.parametrize("eager", [True, False])
