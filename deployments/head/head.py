@@ -20,6 +20,7 @@ from deployments.head.best_effort import attempt
 from deployments.head.guard import Guard
 from deployments.head.ports import check_port_free, hold_port
 from deployments.head.ray_cluster import RayCluster
+from deployments.head.reasons import cause, short
 from deployments.head.state import (
     ClusterState,
     ModelState,
@@ -159,14 +160,14 @@ class Head:
         for name in self._config.models:
             application = status.applications.get(model_application_name(name))
             if application is not None:
-                self._models[name] = self._model_state(name, application.status, application.message)
+                self._models[name] = self._model_state(name, application.status, cause(application))
         ingress = status.applications.get(INGRESS_APPLICATION)
         phases = {state.phase for state in self._models.values()}
         if ingress is None or ingress.status is not ApplicationStatus.RUNNING:
             failed = ingress is not None and ingress.status is ApplicationStatus.DEPLOY_FAILED
             self._write(
                 Phase.FAILED if failed else Phase.STARTING,
-                f"ingress: {_short(ingress.message)}" if failed and ingress is not None else "starting the ingress",
+                f"ingress: {short(cause(ingress))}" if failed and ingress is not None else "starting the ingress",
             )
             return
         if Phase.STARTING in phases:
@@ -187,8 +188,8 @@ class Head:
             after = previous.ready_after_s
             return ModelState(Phase.READY, "", after if after is not None else time.time() - self._started_at)
         if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            return ModelState(Phase.FAILED, _short(message), previous.ready_after_s)
-        return ModelState(Phase.STARTING, _short(message), previous.ready_after_s)
+            return ModelState(Phase.FAILED, short(message), previous.ready_after_s)
+        return ModelState(Phase.STARTING, short(message), previous.ready_after_s)
 
     def _write(self, phase: Phase, message: str) -> None:
         config = self._config
@@ -243,9 +244,3 @@ class Head:
         else:
             # Left behind for `pointsman up` and `pointsman status` to show.
             self._write(Phase.FAILED, self._failure)
-
-
-def _short(message: str, limit: int = 600) -> str:
-    """The last lines of Serve's message, where the cause stands."""
-    text = message.strip()
-    return text if len(text) <= limit else "… " + text[-limit:]

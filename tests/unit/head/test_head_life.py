@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from cluster.config.load import parse_config
 from deployments.cli.config_files import default_config
@@ -60,6 +63,20 @@ def test_serve_may_be_silent_for_a_while(head, monkeypatch):
     now[0] += 1
     with pytest.raises(RuntimeError, match="broken"):
         head._look()
+
+
+@pytest.mark.parametrize(("told", "shown"), [("Error: no such file", "Error: no such file"), ("", "It failed.")])
+def test_the_reason_of_a_failed_model_is_the_cause(head, monkeypatch, told, shown):
+    """Serve says of the application only that a deployment failed, and of the deployment why."""
+    deployment = SimpleNamespace(message=told)
+    failed = SimpleNamespace(
+        status=ApplicationStatus.DEPLOY_FAILED, message="It failed.", deployments={"ModelReplica": deployment}
+    )
+    name = head_module.model_application_name("dense")
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={name: failed}))
+    head._observe()
+    assert head._models["dense"].phase is Phase.FAILED
+    assert head._models["dense"].message == shown
 
 
 def test_a_first_model_that_hangs_keeps_the_others_waiting_for_a_minute_only(head, monkeypatch):
