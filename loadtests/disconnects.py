@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from loadtests.show import console, milliseconds, write_json
 from loadtests.targets import Target, TargetError, parse_target
 
 _GIVE_UP_S: Final = 15.0
+_HOLD_POLLS: Final = 50
 
 application = typer.Typer(add_completion=False, help=__doc__)
 
@@ -101,7 +103,7 @@ async def _depart(plan: DisconnectPlan, kind: Leaving, number: int, source: rand
                 await _read_events(plan.target, reader, source.randrange(2, 20))
         if kind is not Leaving.STREAMED:
             await asyncio.sleep(source.uniform(0.05, 0.6))
-        return await probe()
+        return await _held(probe)
     finally:
         for writer in writers:
             # Half of them say goodbye, half just vanish.
@@ -109,6 +111,18 @@ async def _depart(plan: DisconnectPlan, kind: Leaving, number: int, source: rand
                 writer.close()
             else:
                 writer.transport.abort()
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def _held(probe: KvProbe) -> float:
+    """KV usage as soon as there is some: on a slow processor the first step takes longer than a client's patience."""
+    for _ in range(_HOLD_POLLS):
+        if (usage := await probe()) > 0:
+            return usage
+        await asyncio.sleep(0.1)
+    return 0.0
 
 
 async def _read_events(target: Target, reader: asyncio.StreamReader, count: int) -> None:

@@ -64,7 +64,7 @@ class ChannelReceiver:
         self._secret = secrets.token_urlsafe(32)
         self._server: asyncio.Server | None = None
         self._replicas: dict[str, AttachedReplica] = {}
-        self._waiting: dict[str, TokenStream] = {}
+        self._waiting: dict[str, tuple[str, TokenStream]] = {}
         self._on_lost = on_lost
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -85,9 +85,13 @@ class ChannelReceiver:
         for replica in list(self._replicas.values()):
             replica.writer.close()
 
-    def open_stream(self, stream: TokenStream) -> None:
-        """Expect a stream from whichever replica takes it."""
-        self._waiting[stream.id] = stream
+    def open_stream(self, stream: TokenStream, model: str) -> None:
+        """Expect a stream from whichever replica of the model takes it.
+
+        It fails with `ReplicaLostError` if the model's last replica goes before one has taken it: Serve would hold the
+        request until a new replica has loaded.
+        """
+        self._waiting[stream.id] = (model, stream)
 
     def close_stream(self, stream: TokenStream) -> None:
         """Forget a stream. If a replica still works on it, tell it to stop."""
@@ -163,10 +167,11 @@ class ChannelReceiver:
                 replica.stats = message.stats
             elif isinstance(message, Leaving):
                 replica.leaving = message.reason
+                self._fail_untaken(replica.hello.model)
 
     def _accept(self, replica: AttachedReplica, stream_id: str) -> None:
-        stream = self._waiting.pop(stream_id, None)
-        if stream is None:
+        _, stream = self._waiting.pop(stream_id, (None, None))
+        if stream is None or stream.ended:
             # The caller went away before the replica got to it.
             replica.writer.write(encode_frame([Cancel(stream_id)]))
             return
@@ -182,6 +187,16 @@ class ChannelReceiver:
                 if now - replica.heard_at > LOST_AFTER_S:
                     _log.warning("replica is silent, giving it up", extra={"replica": replica.hello.replica_id})
                     replica.writer.transport.abort()
+            for model in {model for model, _ in self._waiting.values()}:
+                self._fail_untaken(model)
+
+    def _fail_untaken(self, model: str) -> None:
+        """Give back the requests that no replica has taken, if there is none left to take them."""
+        if self.replicas(model):
+            return
+        for wanted, stream in list(self._waiting.values()):
+            if wanted == model:
+                stream.fail(ReplicaLostError("that was chosen"))
 
     def _lost(self, replica: AttachedReplica) -> None:
         if self._replicas.get(replica.hello.replica_id) is replica:
@@ -189,5 +204,6 @@ class ChannelReceiver:
         for stream in list(replica.streams.values()):
             stream.fail(ReplicaLostError(replica.hello.replica_id))
         replica.streams.clear()
+        self._fail_untaken(replica.hello.model)
         if replica.leaving is None:
             self._on_lost(replica)

@@ -103,7 +103,7 @@ class Answer:
         self.attempts += 1
         stream = TokenStream(uuid.uuid4().hex, self._max_bytes)
         self._stream = stream
-        self._client.channel.open_stream(stream)
+        self._client.channel.open_stream(stream, self._client.model)
         self._response = self._client.call(ReplicaCall(stream.id, self._client.address, self._request))
         self._call = asyncio.get_running_loop().create_task(self._follow(stream, self._response))
 

@@ -39,7 +39,7 @@ class Ends:
 
     def open(self, name: str, max_bytes: int = 1000) -> TokenStream:
         stream = TokenStream(name, max_bytes)
-        self.ingress.open_stream(stream)
+        self.ingress.open_stream(stream, "dense")
         return stream
 
 
@@ -66,6 +66,28 @@ async def ends() -> AsyncIterator[Ends]:
     await replica.close()
     await ingress.close()
     await until(lambda: not ingress.attached())
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_what_no_replica_took_comes_back_when_the_last_one_goes(ends: Ends, leaves: bool) -> None:
+    taken, untaken = ends.open("taken"), ends.open("untaken")
+    other = TokenStream("other", 1000)
+    ends.ingress.open_stream(other, "sparse")
+    second = await connect(ends.address, hello(ends.address, "r2"), lambda _: None, lambda: None)
+    await until(lambda: ends.ingress.is_attached("r2"))
+    ends.replica.send(Accepted("taken"))
+    await until(lambda: taken.replica is not None)
+    await second.close()
+    await until(lambda: not ends.ingress.is_attached("r2"))
+    assert not untaken.ended, "one replica of the model is left"
+    if leaves:
+        ends.replica.send(Leaving("it ends"))
+    else:
+        await ends.replica.close()
+    with pytest.raises(ReplicaLostError):
+        await asyncio.wait_for(untaken.next(), 2.0)
+    assert taken.ended is not leaves, "who leaves finishes what it took"
+    assert not other.ended, "another model's"
 
 
 async def test_an_answer_from_end_to_end(ends: Ends) -> None:
@@ -150,7 +172,8 @@ async def test_silence_instead_of_an_introduction_is_cut_off(ends: Ends, monkeyp
 async def test_a_lost_replica_fails_its_streams_at_once(ends: Ends) -> None:
     changes: list[bool] = []
     ends.ingress._on_lost = lambda _: changes.append(True)
-    mine, other = ends.open("s1"), ends.open("s2")
+    mine, other = ends.open("s1"), TokenStream("s2", 1000)
+    ends.ingress.open_stream(other, "sparse")
     ends.replica.send(Accepted("s1"))
     ends.replica.send(Events("s1", b"a"))
     assert await mine.next() == b"a"
@@ -276,7 +299,7 @@ async def test_a_silent_replica_is_given_up_and_its_streams_fail(ends: Ends, mon
     hello = Hello(address.secret, "mute", "dense", "simulated", 1, ())
     connection = await connect(address, hello, lambda _: None, lambda: None)
     stream = TokenStream("s", 1000)
-    silent.open_stream(stream)
+    silent.open_stream(stream, "dense")
     connection.send(Accepted("s"))
     with pytest.raises(ReplicaLostError):
         await asyncio.wait_for(stream.next(), 5)

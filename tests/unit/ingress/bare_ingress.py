@@ -76,7 +76,7 @@ class ScriptedClient(ModelClient):
 
     def call(self, call: ReplicaCall) -> _Done:
         self.calls.append(call)
-        stream = self.channel._waiting[call.stream]
+        _, stream = self.channel._waiting[call.stream]
         hello = Hello("secret", f"replica-{self.model}", self.model, "scripted", 1, ())
         stream.replica = AttachedReplica(hello, cast("asyncio.StreamWriter", _NoWriter()), 0.0)
         self.behaviour(stream, call)

@@ -94,7 +94,7 @@ class Setting:
 
     def send(self, do: str, name: str = "s1") -> TokenStream:
         stream = TokenStream(name, 10_000)
-        self.ingress.open_stream(stream)
+        self.ingress.open_stream(stream, "dense")
         request = EngineRequest(name, Endpoint.CHAT, {"do": do})
         self.calls.append(asyncio.create_task(self.replica.serve(ReplicaCall(name, self.address, request))))
         return stream
@@ -174,7 +174,7 @@ async def test_an_ingress_that_goes_cancels_what_it_asked_for_and_nothing_else(s
     address = await other.start("127.0.0.1")
     mine = setting.send("wait", "mine")
     theirs = TokenStream("theirs", 1000)
-    other.open_stream(theirs)
+    other.open_stream(theirs, "dense")
     request = EngineRequest("theirs", Endpoint.CHAT, {"do": "wait"})
     call = asyncio.create_task(setting.replica.serve(ReplicaCall("theirs", address, request)))
     assert await theirs.next() == b"data: 1\n\n"
