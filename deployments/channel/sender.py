@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,8 +101,12 @@ class IngressConnection:
         On the socket itself: what a transport is told takes effect in a later turn of the event loop, and a process that
         gives itself up has none.
         """
-        with contextlib.suppress(OSError):
-            self._writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        transport_socket = self._writer.get_extra_info("socket")
+        if transport_socket is None:
+            return
+        # uvloop's sockets only tell their number, so the connection is ended through one of our own.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(transport_socket.fileno())) as own:
+            own.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
         """Close once everything queued has left, or the ingress has not taken it for `CLOSE_TIMEOUT_S`."""

@@ -208,15 +208,18 @@ class Replica:
 
         A replica whose engine is gone has nothing left to save, and a clean way out could hang on the dead engine.
         """
-        _log.error(
-            "replica gives itself up: %s", Safe(reason), extra={"model": self._name, "replica": self._replica_id}
-        )
-        # First of all: this takes the replica out of routing, and lets its callers be served elsewhere.
-        for connection in self._connections.values():
-            connection.cut()
-        self._kill_engine()
-        self._before_exit()
-        os._exit(EXIT_ENGINE_LOST)
+        try:
+            _log.error(
+                "replica gives itself up: %s", Safe(reason), extra={"model": self._name, "replica": self._replica_id}
+            )
+            # First of all: this takes the replica out of routing, and lets its callers be served elsewhere.
+            for connection in self._connections.values():
+                connection.cut()
+            self._kill_engine()
+            self._before_exit()
+        finally:
+            # Whatever failed of it: a replica that lives on without its engine is worse.
+            os._exit(EXIT_ENGINE_LOST)
 
     def _kill_engine(self) -> None:
         for pid in self._engine.pids():

@@ -110,7 +110,17 @@ def test_a_slow_reader_is_cut_and_costs_others_nothing(simulated_cluster: Runnin
 @pytest.mark.timeout(1800)
 def test_two_hundred_disconnects(running_cluster: RunningCluster) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests.disconnects", "--url", running_cluster.url, "--count", "200", "--within", str(BACK_S)],
+        [
+            sys.executable,
+            "-m",
+            "loadtests.disconnects",
+            "--url",
+            running_cluster.url,
+            "--count",
+            "200",
+            "--within",
+            str(BACK_S),
+        ],
         cwd=ROOT,
         env=running_cluster.env,
         capture_output=True,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
+import uvloop
 
 from deployments.channel import receiver, sender
 from deployments.channel.messages import (
@@ -306,3 +308,32 @@ async def test_a_silent_replica_is_given_up_and_its_streams_fail(ends: Ends, mon
     assert not silent.is_attached("mute")
     await connection.close()
     await silent.close()
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_cut_connection_is_seen_though_the_loop_turns_no_more(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Serve runs replicas on uvloop, whose sockets can do less."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def cut() -> None:
+        address = IngressAddress("i1", "127.0.0.1", listener.getsockname()[1], "secret")
+        connection = await connect(address, hello(address), lambda _stream: None, lambda: None)
+        await asyncio.sleep(0.01)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(5.0)
+            connection.cut()
+            # From here on the loop is not given a turn: what is read is what the kernel was told.
+            while peer.recv(65_536):
+                pass
+        await connection.close()
+        connection.cut()
+
+    loop = make_loop()
+    try:
+        loop.run_until_complete(cut())
+    finally:
+        loop.close()
+        listener.close()

@@ -256,6 +256,20 @@ async def test_a_replica_that_gives_itself_up_is_out_of_routing_before_it_saves_
     assert not setting.ingress.is_routable("r1")
 
 
+async def test_a_replica_ends_whatever_fails_on_its_way_out(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("full disk")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(setting.replica, "_before_exit", fail)
+    with pytest.raises(ValueError, match="full disk"):
+        setting.replica._give_up("the core is gone")
+    assert ended == [EXIT_ENGINE_LOST]
+
+
 async def test_what_is_kept_of_an_ingress_goes_with_it(setting: Setting) -> None:
     for number in range(3):
         other = ChannelReceiver(f"other{number}")
