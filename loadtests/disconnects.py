@@ -190,13 +190,16 @@ def disconnects(
     try:
         target = parse_target(url, key)
         plan = DisconnectPlan(target, model, count, crowd)
-        probe = metrics_probe(target, model, gauge)
 
         def say(departure: Departure) -> None:
             if departure.number % 20 == 19 or departure.seconds is None or departure.seconds > within:
                 screen.print(f"{departure.number + 1} of {count}: {departure.kind} {milliseconds(departure.seconds)}")
 
-        base, seen = asyncio.run(disconnect_all(plan, probe, say))
+        async def leave() -> tuple[float, list[Departure]]:
+            async with metrics_probe(target, model, gauge) as probe:
+                return await disconnect_all(plan, probe, say)
+
+        base, seen = asyncio.run(leave())
     except (TargetError, ProbeError, OSError) as error:
         screen.print(str(error), style="red")
         raise typer.Exit(2) from None

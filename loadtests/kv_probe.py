@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,8 +25,9 @@ class ProbeError(RuntimeError):
     """The metrics cannot be read, or lack the gauge."""
 
 
-def metrics_probe(target: Target, model: str, gauge: str = KV_USAGE.name) -> KvProbe:
-    """A probe of the fullest replica of a model. It raises `ProbeError`."""
+@asynccontextmanager
+async def metrics_probe(target: Target, model: str, gauge: str = KV_USAGE.name) -> AsyncIterator[KvProbe]:
+    """A probe of the fullest replica of a model, over a connection of its own. It raises `ProbeError`."""
     connection = Connection(target)
     headers = () if target.key is None else (("authorization", f"Bearer {target.key}"),)
     request = encode_request("GET", "/metrics", target.authority, headers)
@@ -37,7 +39,12 @@ def metrics_probe(target: Target, model: str, gauge: str = KV_USAGE.name) -> KvP
         text = b"".join(data for _, data in exchange.arrivals).decode()
         return usage_in(text, model, gauge)
 
-    return probe
+    try:
+        yield probe
+    finally:
+        connection.close()
+        # The transport closes in the next turn of the loop.
+        await asyncio.sleep(0)
 
 
 def usage_in(text: str, model: str, gauge: str) -> float:

@@ -31,7 +31,8 @@ def test_memory_comes_back_when_clients_leave(running_cluster: RunningCluster) -
     async def leave() -> tuple[float, list[Departure]]:
         target = parse_target(running_cluster.url)
         plan = DisconnectPlan(target, "dense", count=18, crowd=36)
-        return await disconnect_all(plan, metrics_probe(target, "dense"), lambda _departure: None)
+        async with metrics_probe(target, "dense") as probe:
+            return await disconnect_all(plan, probe, lambda _departure: None)
 
     base, departures = asyncio.run(leave())
     assert base == 0.0
