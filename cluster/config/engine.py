@@ -54,7 +54,7 @@ class EngineConfig(Section):
     max_num_seqs: int = Field(32, ge=1, le=65_536)
     """Sequences at once in the running batch."""
     max_num_batched_tokens: int | None = Field(None, ge=16, le=16_777_216)
-    """Tokens that one engine step may process; null: the engine's own choice."""
+    """Tokens that one engine step may process; null: the engine's own choice, on a CPU 128."""
     kv_cache_bytes: int | None = Field(None, ge=1_048_576, le=2**44)
     """Bytes of the KV cache pool; null: the engine's own choice (most of a GPU's free memory)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from cluster.config.check_models import cores_of
 from deployments.processes import CORES_VARIABLE, OWNER_VARIABLE
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+
+CPU_STEP_TOKENS: Final = 128
+"""Measured on two cores without AVX-512, where 256 tokens of SmolLM2-135M take a second: 0.3 s, no less throughput than with
+2,048, and a time to the first token of 1.5 s at 16 streams instead of 5 s."""
 
 Dtype: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
 """Number formats of a model's configuration."""
@@ -89,6 +93,17 @@ def usable_cores(model: ModelConfig) -> set[int]:
     return usable
 
 
+def step_tokens(model: ModelConfig, accelerated: bool) -> int | None:
+    """Tokens that one engine step may process; None leaves it to vLLM.
+
+    A step cannot be broken off: for as long as it lasts, what a client that went away held stays held, and all streams
+    stand still. vLLM's 2,048 tokens and more are a fraction of a second on a GPU and up to eight on a CPU.
+    """
+    if model.engine.max_num_batched_tokens is not None or accelerated:
+        return model.engine.max_num_batched_tokens
+    return max(CPU_STEP_TOKENS, model.engine.max_num_seqs)
+
+
 def served_dtype(asked: Dtype, accelerated: bool) -> Dtype:
     """Number format that vLLM is told. `auto` is the checkpoint's own, save on a CPU that is slow in it."""
     if asked == "auto" and not accelerated and not computes_bfloat16():
@@ -111,7 +126,7 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
         dtype=served_dtype(engine.dtype, accelerated),
         max_model_len=length,  # type: ignore[arg-type] # None is vLLM's own default
         max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_batched_tokens=step_tokens(launch.model, accelerated),
         kv_cache_memory_bytes=engine.kv_cache_bytes,
         kv_cache_dtype=engine.kv_cache_dtype,
         enforce_eager=engine.enforce_eager,

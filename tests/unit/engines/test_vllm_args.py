@@ -8,7 +8,7 @@ from cluster.config.base import Kind
 from cluster.config.engine import EngineConfig
 from cluster.config.model import ModelConfig, ReplicaConfig
 from deployments.engines import vllm_args
-from deployments.engines.vllm_args import engine_environment, served_dtype
+from deployments.engines.vllm_args import engine_environment, served_dtype, step_tokens
 from deployments.processes import CORES_VARIABLE
 
 
@@ -68,3 +68,19 @@ def test_a_cpu_is_not_made_to_compute_in_what_it_lacks(
     assert served_dtype("auto", accelerated=False) == auto
     assert served_dtype("auto", accelerated=True) == "auto", "a GPU is asked for what the checkpoint holds"
     assert served_dtype("bfloat16", accelerated=False) == "bfloat16", "what was asked for is not second-guessed"
+
+
+@pytest.mark.parametrize(
+    ("asked", "sequences", "accelerated", "tokens"),
+    [
+        (None, 32, False, 128),
+        (None, 500, False, 500),
+        (None, 32, True, None),
+        (64, 32, False, 64),
+        (8192, 32, True, 8192),
+    ],
+)
+def test_a_cpu_takes_short_steps_unless_told_otherwise(
+    asked: int | None, sequences: int, accelerated: bool, tokens: int | None
+) -> None:
+    assert step_tokens(model(max_num_batched_tokens=asked, max_num_seqs=sequences), accelerated) == tokens
