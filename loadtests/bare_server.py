@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from cluster.config.model import ModelConfig
-from deployments.engines.vllm_args import has_gpu, served_dtype
+from deployments.engines.vllm_args import has_gpu, served_dtype, step_tokens
 from deployments.processes import kill_all
 from loadtests.machine import tree
 
@@ -73,7 +73,7 @@ def server_arguments(name: str, model: ModelConfig, path: Path, port: int, bindi
         "--dtype": served_dtype(engine.dtype, has_gpu()),
         "--max-model-len": length,
         "--max-num-seqs": engine.max_num_seqs,
-        "--max-num-batched-tokens": engine.max_num_batched_tokens,
+        "--max-num-batched-tokens": step_tokens(model, has_gpu()),
         "--kv-cache-memory-bytes": engine.kv_cache_bytes,
         "--kv-cache-dtype": engine.kv_cache_dtype,
         "--quantization": engine.quantization,
