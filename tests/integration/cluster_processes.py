@@ -15,6 +15,9 @@ from tests.clusters import RunningCluster
 REPLICA = "ray::ServeReplica:model-{model}:"
 INGRESS = "ray::ServeReplica:ingress:"
 ENGINE = "VLLM::EngineCore"
+_UNNAMED_ENGINE = "multiprocessing.spawn"
+"""What an engine is called before vLLM names it, and after, where its environment leaves no room for the name: that
+depends on the order of its variables, which Ray shuffles."""
 
 
 def state_of(cluster: RunningCluster) -> ClusterState:
@@ -44,8 +47,14 @@ def ingress_of(cluster: RunningCluster) -> psutil.Process:
 def engine_of(cluster: RunningCluster, model: str) -> psutil.Process:
     """The engine process of a model's only replica."""
     (replica,) = replicas_of(cluster, model)
-    (found,) = (process for process in replica.children(recursive=True) if title(process).startswith(ENGINE))
+    (found,) = (process for process in replica.children(recursive=True) if is_engine(process))
     return found
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether a process is a vLLM engine core."""
+    name = title(process)
+    return name.startswith(ENGINE) or _UNNAMED_ENGINE in name
 
 
 def title(process: psutil.Process) -> str:
