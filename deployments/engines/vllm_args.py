@@ -113,6 +113,7 @@ def served_dtype(asked: Dtype, accelerated: bool) -> Dtype:
 
 def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
     """vLLM's arguments for a model. `kv_window_tokens` caps the length of a sequence, and with it its KV."""
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     engine = launch.model.engine
@@ -135,6 +136,9 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
         quantization=engine.quantization,
         enable_prefix_caching=engine.prefix_caching,
         seed=engine.seed,
+        # Left to itself, vLLM compiles every request with the backend that its first one took, so a schema checked by one can
+        # fail in the other, in the middle of an answer. One backend refuses at once what it cannot do.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
         distributed_executor_backend="uni" if in_process else None,
         disable_log_stats=False,
         enable_log_requests=False,

@@ -6,6 +6,7 @@ misbehaving later.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from dataclasses import dataclass
@@ -53,10 +54,37 @@ def _snapshot(core: EngineCore) -> list[float]:
 
 
 def install_in_engine_core() -> None:
-    """Called in every engine process by vLLM's plugin hook: gives the core the method that heartbeats call."""
+    """Called in every engine process by vLLM's plugin hook: the heartbeat's method, and seeds that a CPU survives."""
+    from vllm.platforms import current_platform
     from vllm.v1.engine.core import EngineCore
 
     setattr(EngineCore, SNAPSHOT_METHOD, _snapshot)
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        keep_seeds_of_partial_prompts(CPUModelRunner)
+
+
+def keep_seeds_of_partial_prompts(runner: type[Any]) -> None:
+    """Keep a model runner from drawing with the generator of a seeded request whose prompt is not read to its end.
+
+    vLLM samples for such a request, too, throws the token away and rewinds the generator by its offset. A CPU's generator
+    has none: it raises, and the engine dies of any seeded prompt that takes more than one step. Here the generator is put
+    aside for that step, so the token that nobody sees comes from the shared generator and nothing needs rewinding.
+    """
+    sample = runner.sample_tokens
+
+    @functools.wraps(sample)
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators
+        partial = self.discard_request_mask.np
+        aside = {row: generators.pop(row) for row in list(generators) if partial[row]}
+        try:
+            return sample(self, *args, **kwargs)
+        finally:
+            generators.update(aside)
+
+    runner.sample_tokens = sample_tokens
 
 
 async def core_snapshot(engine: AsyncLLM) -> CoreSnapshot:
@@ -116,12 +144,14 @@ def check_parts() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     if not isinstance(getattr(KVCacheManager, "usage", None), property):
         raise EngineStartError(f"vLLM's KVCacheManager.usage is gone (expected vLLM {SUPPORTED_VERSION}).")
     for owner, name in (
         (AsyncMPClient, "call_utility_async"),
         (EngineCore, "step"),
+        (CPUModelRunner, "sample_tokens"),
         (BaseRenderer, "_tokenize_prompt"),
         (BaseRenderer, "_build_tokens_prompt"),
     ):

@@ -45,6 +45,7 @@ def test_a_build_of_the_same_release_is_taken(monkeypatch: pytest.MonkeyPatch) -
         ("vllm.v1.engine.core.EngineCore.step", "EngineCore.step"),
         ("vllm.renderers.base.BaseRenderer._tokenize_prompt", "BaseRenderer._tokenize_prompt"),
         ("vllm.renderers.base.BaseRenderer._build_tokens_prompt", "BaseRenderer._build_tokens_prompt"),
+        ("vllm.v1.worker.gpu_model_runner.GPUModelRunner.sample_tokens", "CPUModelRunner.sample_tokens"),
         ("vllm.v1.core.kv_cache_manager.KVCacheManager.usage", "KVCacheManager.usage"),
     ],
 )
@@ -59,3 +60,28 @@ def test_processes_that_cannot_be_found_are_an_error_of_the_start() -> None:
     for blind in (engine_with(), engine_with(resources=SimpleNamespace()), engine_with(resources=manager_of(None))):
         with pytest.raises(EngineStartError, match="does not tell its engine processes"):
             vllm_internals.require_core_pids(blind)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_generators_of_partial_prompts_are_put_aside_for_a_step(fails: bool) -> None:
+    class Runner:
+        def __init__(self) -> None:
+            self.input_batch = SimpleNamespace(generators={0: "a", 2: "b", 3: "c"})
+            self.discard_request_mask = SimpleNamespace(np=[False, True, True, False])
+            self.seen: set[int] = set()
+
+        def sample_tokens(self, grammar: str) -> str:
+            self.seen = set(self.input_batch.generators)
+            if fails:
+                raise RuntimeError
+            return grammar
+
+    vllm_internals.keep_seeds_of_partial_prompts(Runner)
+    runner = Runner()
+    if fails:
+        with pytest.raises(RuntimeError):
+            runner.sample_tokens("grammar")
+    else:
+        assert runner.sample_tokens("grammar") == "grammar"
+    assert runner.seen == {0, 3}
+    assert runner.input_batch.generators == {0: "a", 2: "b", 3: "c"}
