@@ -14,6 +14,7 @@ from deployments.processes import CLUSTER_VARIABLE, cpu_ticks, parent_of, proces
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _ENGINE: Final = re.compile(r"VLLM::|vllm\.entrypoints|^ray::|raylet|gcs_server|deployments\.cli")
+_TITLE_LENGTH: Final = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def look_at(pid: int) -> Seen | None:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return None
-    return Seen(pid, int(stat[stat.rindex(")") + 2 :].split()[19]), title[:120])
+    return Seen(pid, int(stat[stat.rindex(")") + 2 :].split()[19]), title[:_TITLE_LENGTH])
 
 
 def still_there(seen: Seen) -> bool:

@@ -21,7 +21,11 @@ from loadtests.machine import Seen, cluster_processes, engines_of_nobody, look_a
 from loadtests.running_cluster import pointsman
 from loadtests.show import console, write_json
 
-_TITLES: Final = {"actor": re.compile(r"^ray::\w*Replica"), "engine": re.compile(r"^VLLM::")}
+_TITLES: Final = {
+    "actor": re.compile(r"^ray::\w*Replica"),
+    # The second is what an engine is called where its environment left no room for vLLM's own title.
+    "engine": re.compile(r"^VLLM::|multiprocessing\.spawn"),
+}
 
 application = typer.Typer(add_completion=False, help=__doc__)
 

@@ -19,7 +19,7 @@ from deployments.head.state import read_state
 from loadtests.machine import look_at
 from tests.clusters import ROOT, RunningCluster, cluster_environment, run_pointsman, simulated_config, start_cluster
 from tests.faults.leftovers import Family, assert_port_free, wait_until_gone
-from tests.integration.cluster_processes import replicas_of, title, wait_for
+from tests.integration.cluster_processes import replicas_of, title, unused_port, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -145,17 +145,24 @@ def test_a_bad_config_starts_nothing(state_dir: Path, change: dict[str, object],
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fifty_starts_and_kills(state_dir: Path, free_port: int) -> None:
-    path = state_dir / "config.yaml"
-    path.write_text(yaml.safe_dump(simulated_config("alpha") | {"ingress": {"port": free_port}}))
-    where = ["--config", str(path), "--state-dir", str(state_dir)]
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtests.starts", *where, "--cycles", "50", "--blows", "head,actor,down"],
-        cwd=ROOT,
-        env=cluster_environment(state_dir, free_port),
-        capture_output=True,
-        text=True,
-        timeout=3500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_fifty_starts_and_kills(tmp_path: Path) -> None:
+    """Two clusters at a time: what ends the one has to leave the other alone."""
+    running = []
+    for name in ("left", "right"):
+        state_dir, port = tmp_path / name, unused_port()
+        state_dir.mkdir(mode=0o700)
+        path = state_dir / "config.yaml"
+        path.write_text(yaml.safe_dump(simulated_config("alpha") | {"ingress": {"port": port}}))
+        where = ["--config", str(path), "--state-dir", str(state_dir)]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "loadtests.starts", *where, "--cycles", "25", "--blows", "head,actor,down"],
+                cwd=ROOT,
+                env=cluster_environment(state_dir, port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=3500)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
