@@ -55,7 +55,8 @@ def launch(options: LaunchOptions) -> ExitCode:
     check_surroundings(config, place)
     began = time.monotonic()
     with stop_on_signals():
-        folders = prepare(sources_of(config))
+        sources = sources_of(config)
+        folders = prepare(sources, len(config.models) - len(sources))
         paths = {name: folders.get(name) for name in config.models}
         head = HeadProcess.start(config, options.config_path, place.state_dir, paths, bound=options.foreground)
         try:
@@ -78,13 +79,18 @@ def launch(options: LaunchOptions) -> ExitCode:
             raise
 
 
-def prepare(sources: Mapping[str, str]) -> dict[str, Path]:
-    """The folder of each model's files, built or downloaded where needed. Raises `CliError` naming all that failed."""
+def prepare(sources: Mapping[str, str], without_files: int = 0) -> dict[str, Path]:
+    """The folder of each model that can be had, built or downloaded where needed; warns of every one that cannot.
+
+    Raises `CliError` if nothing is left to serve: none of these models, and no other that needs no files.
+    """
     with Waiting("Preparing the models") as waiting:
         paths, failed = obtain_models(sources, lambda work: waiting.part(work.model, work.message, work.fraction))
-    if failed:
+    if failed and not paths and not without_files:
         problems = "\n".join(f"  {one.model}: {one.problem}\n    {one.remedy}" for one in failed)
-        raise CliError(f"not every model can be had, so nothing was started:\n{problems}")
+        raise CliError(f"no model can be had, so nothing was started:\n{problems}")
+    for one in failed:
+        output.warn(f"{one.model} cannot be had, and the others start without it: {one.problem}\n  {one.remedy}")
     return paths
 
 

@@ -21,7 +21,10 @@ def make_engine(spec: ReplicaSpec) -> Engine:
 
         return SimulatedEngine(spec.name, spec.model.engine)
     if spec.path is None:
-        raise EngineStartError(f"model {spec.name!r} has no checkpoint: give it a `source`")
+        raise EngineStartError(
+            f"the checkpoint of model {spec.name!r} cannot be had; `pointsman models build` says why. "
+            "Then start the cluster again."
+        )
     if kind is EngineType.ENCODER:
         from deployments.engines.encoder import EncoderEngine
 

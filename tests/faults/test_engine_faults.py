@@ -147,13 +147,13 @@ def torn_model(tmp_path: Path) -> Path:
 
 
 def test_one_model_that_does_not_load_leaves_the_others_serving(
-    state_dir: Path, broken_model: Path, torn_model: Path
+    state_dir: Path, broken_model: Path, torn_model: Path, tmp_path: Path
 ) -> None:
     port = unused_port()
     config = simulated_config("alpha") | {"ingress": {"port": port}}
     models = config["models"]
     assert isinstance(models, dict)
-    for name, folder in (("broken", broken_model), ("torn", torn_model)):
+    for name, folder in (("broken", broken_model), ("torn", torn_model), ("lost", tmp_path / "nowhere")):
         models[name] = {
             "kind": "dense",
             "roles": [f"role_{name}"],
@@ -168,18 +168,18 @@ def test_one_model_that_does_not_load_leaves_the_others_serving(
     try:
         up = run_pointsman("up", "--config", str(path), env=env, timeout_s=300)
         assert up.returncode == 0, up.stderr
-        assert "broken" in up.stderr
-        assert "torn" in up.stderr
+        for name in ("broken", "torn", "lost"):
+            assert name in up.stderr
         with cluster.client() as client:
             assert client.post(CHAT, json=chat("alpha", 4)).status_code == 200
-            for name in ("broken", "torn"):
+            for name in ("broken", "torn", "lost"):
                 refused = client.post(CHAT, json=chat(name, 4))
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
             ready = client.get("/readyz")
             assert ready.status_code == 503
             states = ready.json()["models"]
             assert states["alpha"]["ready"] is True
-            for name in ("broken", "torn"):
+            for name in ("broken", "torn", "lost"):
                 assert states[name]["ready"] is False
                 assert states[name]["reason"]
         status = cluster.status()
@@ -187,9 +187,10 @@ def test_one_model_that_does_not_load_leaves_the_others_serving(
         told = status["models"]
         assert isinstance(told, dict)
         assert told["alpha"]["phase"] == "ready"
-        assert told["broken"]["phase"] == told["torn"]["phase"] == "failed"
+        assert told["broken"]["phase"] == told["torn"]["phase"] == told["lost"]["phase"] == "failed"
         # The reason is the cause, not only that something failed.
         assert "no_such_model" in told["broken"]["message"], told["broken"]["message"]
+        assert "cannot be had" in told["lost"]["message"], told["lost"]["message"]
         assert "broken" in cluster.pointsman("status").stdout
         # Nothing of the failed ones stays in memory.
         children = psutil.Process(int(str(status["pid"]))).children(recursive=True)

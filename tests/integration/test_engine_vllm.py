@@ -110,10 +110,7 @@ async def test_a_seed_holds_where_a_prompt_takes_several_steps(call: Call) -> No
     prompts = [f"Story {number}: " + "the sea was calm and the sky was wide. " * 22 for number in range(8)]
     asked: dict[str, Any] = {"max_tokens": 3, "temperature": 1.0, "seed": 11, "ignore_eos": True}
     together = answer_of(await call.run(Endpoint.COMPLETION, prompt=prompts, **asked))["choices"]
-    alone = [
-        answer_of(await call.run(Endpoint.COMPLETION, prompt=prompt, **asked))["choices"][0]
-        for prompt in prompts
-    ]
+    alone = [answer_of(await call.run(Endpoint.COMPLETION, prompt=prompt, **asked))["choices"][0] for prompt in prompts]
     # Products of other shapes round otherwise, which may tip one of two tokens that are equally likely.
     same = sum(one["text"] == other["text"] for one, other in zip(together, alone, strict=True))
     assert same >= 6

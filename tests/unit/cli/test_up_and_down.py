@@ -175,15 +175,32 @@ def test_mistakes_in_the_config_stop_everything(invoke, fake_head, tmp_path):
     assert "models.a.source" in done.stderr
 
 
-def test_a_model_that_cannot_be_had_stops_the_start(invoke, fake_head, config_file, tmp_path, state_dir):
+def without_checkpoints(config_file: Path, tmp_path: Path, count: int) -> Path:
+    """The config with the first `count` models on engines whose checkpoints are nowhere."""
+    text = config_file.read_text()
+    for source in ("embedded:dense", "embedded:mini")[:count]:
+        text = text.replace(f"source: {source}", f"source: path:{tmp_path}/nowhere")
+    path = tmp_path / "lost.yaml"
+    path.write_text(text.replace("engine: {type: simulated}", "engine: {}", count))
+    return path
+
+
+def test_a_model_that_cannot_be_had_is_named_and_the_others_start(invoke, fake_head, config_file, tmp_path, state_dir):
     fake_head("ready")
-    lost = tmp_path / "lost.yaml"
-    text = config_file.read_text().replace("source: embedded:dense", f"source: path:{tmp_path}/nowhere")
-    lost.write_text(text.replace("engine: {type: simulated}", "engine: {}", 1))
-    done = invoke("up", "--config", str(lost))
-    assert done.exit_code == 1
-    assert "large" in done.stderr
+    done = invoke("up", "--config", str(without_checkpoints(config_file, tmp_path, 1)))
+    assert done.exit_code == 0, done.output
+    assert "large cannot be had, and the others start without it" in done.stderr
     assert "nowhere is not a folder" in done.stderr
+    assert read_state(state_dir) is not None
+    assert invoke("down").exit_code == 0
+
+
+def test_where_no_model_can_be_had_nothing_is_started(invoke, fake_head, config_file, tmp_path, state_dir):
+    fake_head("ready")
+    done = invoke("up", "--config", str(without_checkpoints(config_file, tmp_path, 2)))
+    assert done.exit_code == 1
+    assert "no model can be had" in done.stderr
+    assert "large" in done.stderr and "small" in done.stderr
     assert read_state(state_dir) is None
 
 
@@ -311,7 +328,7 @@ def test_a_state_directory_that_cannot_be_is_named(invoke, fake_head, config_fil
 
 def test_serve_knows_of_a_port_in_use_before_it_gets_the_model(invoke, fake_head, free_port, monkeypatch):
     fake_head("ready")
-    monkeypatch.setattr("deployments.cli.launch.prepare", lambda _sources: pytest.fail("it got the model first"))
+    monkeypatch.setattr("deployments.cli.launch.prepare", lambda *_sources: pytest.fail("it got the model first"))
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", free_port))
         holder.listen()
@@ -322,7 +339,7 @@ def test_serve_knows_of_a_port_in_use_before_it_gets_the_model(invoke, fake_head
 
 def test_serve_knows_of_options_that_do_not_go_together_before_it_gets_the_model(invoke, fake_head, monkeypatch):
     fake_head("ready")
-    monkeypatch.setattr("deployments.cli.launch.prepare", lambda _sources: pytest.fail("it got the model first"))
+    monkeypatch.setattr("deployments.cli.launch.prepare", lambda *_sources: pytest.fail("it got the model first"))
     done = invoke("serve", "embedded:dense", "--kv-window", "4096", "--max-model-len", "2048")
     assert done.exit_code == 2
     assert "kv_window_tokens" in done.stderr
