@@ -36,7 +36,7 @@ def test_the_engine_of_a_model(made_for: ReplicaSpec, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("made_for", "message"),
-    [(spec(None, Kind.EXTERNAL), "no upstream"), (spec(None, source="embedded:dense"), "no checkpoint")],
+    [(spec(None, Kind.EXTERNAL), "no upstream"), (spec(None, source="embedded:dense"), "cannot be had")],
 )
 def test_what_is_missing_is_named(made_for: ReplicaSpec, message: str) -> None:
     with pytest.raises(EngineStartError, match=message):
