@@ -73,6 +73,13 @@ def processes_of_cluster(state: ClusterState | None) -> list[Seen]:
     return [seen for seen in map(look_at, pids) if seen is not None]
 
 
+def processes_of_others(state: ClusterState | None) -> set[int]:
+    """Processes with the marker of another cluster, which may start and end beside this one; none if ours is unknown."""
+    if state is None:
+        return set()
+    return {pid for cluster, pids in cluster_processes().items() if cluster != state.cluster_id for pid in pids}
+
+
 def run_cycle(
     number: int, blow: Blow, config: Path, state_dir: Path, patience_s: float, source: random.Random
 ) -> Cycle:
@@ -112,7 +119,7 @@ def run_cycle(
 
     def remaining() -> list[Seen]:
         late = processes_of_cluster(state)
-        orphans = [seen for seen in engines_of_nobody(strangers) if seen not in known]
+        orphans = [seen for seen in engines_of_nobody(strangers | processes_of_others(state)) if seen not in known]
         return [seen for seen in {*known, *late, *orphans} if still_there(seen)]
 
     gone_s = _wait_gone(remaining, patience_s, struck)

@@ -63,3 +63,29 @@ def test_an_engine_left_behind_is_found_named_and_killed(cluster: list[str], blo
     assert [left.title.split()[0] for left in seen.left] == ["VLLM::EngineCore"]
     assert all(look_at(left.pid) is None for left in seen.left)
     assert bool(seen.problem) == (blow is Blow.ACTOR)
+
+
+@pytest.mark.parametrize("cluster", ["tidy"], indirect=True)
+def test_a_cluster_that_starts_beside_it_is_none_of_its_concern(
+    cluster: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one starts after this one has looked at what runs, so it knows it by its marker alone."""
+    other = tmp_path / "other"
+    other.mkdir()
+    heads = []
+    command = starts.pointsman
+
+    def pointsman(*arguments: str, timeout_s: float = 0.0) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "up":
+            heads.append(spawn_head(other, "tidy", uuid.uuid4().hex))
+        return command(*arguments, timeout_s=timeout_s)
+
+    monkeypatch.setattr(starts, "pointsman", pointsman)
+    try:
+        seen = cycle(Blow.DOWN, tmp_path)
+        assert seen.clean, seen
+        assert heads[0].poll() is None
+    finally:
+        kill_all({pid for head in heads for pid in tree(head.pid)}, grace_s=1.0)
+        for head in heads:
+            head.wait()
