@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 
 from deployments.head.state import ClusterState, read_state
-from loadtests.machine import Seen, cluster_processes, engines_of_nobody, look_at, still_there, tree
+from loadtests.machine import Seen, all_pids, cluster_processes, engines_of_nobody, look_at, still_there, tree
 from loadtests.running_cluster import pointsman
 from loadtests.show import console, write_json
 
@@ -26,6 +26,8 @@ _TITLES: Final = {
     # The second is what an engine is called where its environment left no room for vLLM's own title.
     "engine": re.compile(r"^VLLM::|multiprocessing\.spawn"),
 }
+
+_DRIVER: Final = re.compile(r"loadtests\.starts")
 
 application = typer.Typer(add_completion=False, help=__doc__)
 
@@ -74,16 +76,23 @@ def processes_of_cluster(state: ClusterState | None) -> list[Seen]:
 
 
 def processes_of_others(state: ClusterState | None) -> set[int]:
-    """Processes with the marker of another cluster, which may start and end beside this one; none if ours is unknown."""
-    if state is None:
-        return set()
-    return {pid for cluster, pids in cluster_processes().items() if cluster != state.cluster_id for pid in pids}
+    """What belongs to other clusters and to other drivers like this one, which may start and end beside it.
+
+    With our own cluster unknown, every marked process might be its.
+    """
+    drivers = {pid for pid in all_pids() if (seen := look_at(pid)) is not None and _DRIVER.search(seen.title)}
+    # One whose tree holds this process is this one, or a shell or `timeout` around it.
+    found = {pid for family in map(tree, drivers) if os.getpid() not in family for pid in family}
+    if state is not None:
+        marked = cluster_processes().items()
+        found |= {pid for cluster, pids in marked if cluster != state.cluster_id for pid in pids}
+    return found
 
 
 def run_cycle(
     number: int, blow: Blow, config: Path, state_dir: Path, patience_s: float, source: random.Random
 ) -> Cycle:
-    """Start, strike, wait. What is left is killed, so that the next cycle starts clean."""
+    """Start, strike, wait. What is left of ours is killed, so that the next cycle starts clean."""
     # Engines of others are not ours to count, nor to kill.
     strangers = {seen.pid for seen in engines_of_nobody(())}
     began = time.monotonic()
@@ -117,16 +126,19 @@ def run_cycle(
         if down.returncode != 0:
             problem = problem or f"`pointsman down` ended with {down.returncode}: {down.stderr.strip()[-200:]}"
 
-    def remaining() -> list[Seen]:
-        late = processes_of_cluster(state)
-        orphans = [seen for seen in engines_of_nobody(strangers | processes_of_others(state)) if seen not in known]
-        return [seen for seen in {*known, *late, *orphans} if still_there(seen)]
+    def ours() -> set[Seen]:
+        return {seen for seen in {*known, *processes_of_cluster(state)} if still_there(seen)}
+
+    def remaining() -> set[Seen]:
+        return ours() | set(engines_of_nobody(strangers | processes_of_others(state)))
 
     gone_s = _wait_gone(remaining, patience_s, struck)
     left = tuple(remaining()) if gone_s is None else ()
-    for seen in left:
+    # Only what is surely ours: the rest may be an engine that somebody else has just started.
+    killed = ours()
+    for seen in killed:
         _kill(seen.pid)
-    _wait_gone(lambda: left, patience_s)
+    _wait_gone(lambda: killed, patience_s)
     pointsman("down", "--state-dir", str(state_dir))
     return Cycle(number, blow, up_s, len(known), orphans_s, gone_s, left, problem)
 
