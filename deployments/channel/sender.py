@@ -19,7 +19,10 @@ CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 
 MAX_UNSENT_BYTES = 32 * 1024 * 1024
-"""An ingress that leaves this much unread is taken for hung; its connection is cut and its requests end."""
+MAX_UNSENT_S = 5.0
+"""An ingress that leaves this much unread for this long is taken for hung; its connection is cut and its requests end."""
+UNSENT_CEILING_BYTES = 4 * MAX_UNSENT_BYTES
+"""Never is more than this held for one ingress, however short the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class IngressConnection:
         self._task = self._loop.create_task(self._listen())
         self._last_stats: EngineStats | None = None
         self._last_sent = 0.0
+        self._unread_since: float | None = None
 
     @property
     def open(self) -> bool:
@@ -79,8 +83,18 @@ class IngressConnection:
         if not pending or self._writer.is_closing():
             return
         self._writer.write(encode_frame(pending))
-        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            _log.warning("ingress leaves %d bytes unread, cutting the connection", MAX_UNSENT_BYTES)
+        self._cut_if_unread(self._writer.transport.get_write_buffer_size())
+
+    def _cut_if_unread(self, unsent: int) -> None:
+        """A burst of large answers is no sign of a hung ingress; one that stays is."""
+        if unsent <= MAX_UNSENT_BYTES:
+            self._unread_since = None
+            return
+        now = self._loop.time()
+        if self._unread_since is None:
+            self._unread_since = now
+        if unsent > UNSENT_CEILING_BYTES or now - self._unread_since >= MAX_UNSENT_S:
+            _log.warning("ingress leaves %d bytes unread, cutting the connection", unsent)
             self._writer.transport.abort()
 
     async def _listen(self) -> None:

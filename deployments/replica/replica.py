@@ -7,14 +7,15 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
+from cluster.api.errors import ApiError
 from deployments.channel.messages import Accepted, Ended, Events, Hello, Leaving
 from deployments.channel.sender import IngressAddress, IngressConnection, connect
 from deployments.engines.protocol import (
     Engine,
     EngineDeadError,
     EngineReply,
-    EngineRequest,
     EngineStartError,
     EngineStats,
 )
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 STATS_PERIOD_S = 0.25
 SIGN_OF_LIFE_S = 1.0
+MAX_REPLY_BYTES = 8 * 1024 * 1024
+"""Of a whole answer: it crosses the channel in one piece, between the tokens of all other callers."""
 EXIT_ENGINE_LOST = 70
 """Exit status of a replica that gives itself up; sysexits.h calls it EX_SOFTWARE."""
 
@@ -121,15 +124,13 @@ class Replica:
         finally:
             self._running.pop(call.stream, None)
             self._owners.pop(call.stream, None)
-        connection.send(Ended(call.stream, reply))
+        connection.send(Ended(call.stream, _within_bounds(reply)))
         self._refresh_stats()
 
     async def _run(self, call: ReplicaCall, connection: IngressConnection) -> EngineReply:
         stream = call.stream
         with self._tracer.request(call.request, self._replica_id) as span:
-            request = EngineRequest(
-                call.request.request_id, call.request.endpoint, call.request.body, span.trace_headers
-            )
+            request = replace(call.request, trace_headers=span.trace_headers)
             reply = await self._engine.run(request, lambda data: connection.send(Events(stream, data)))
             span.finished(reply)
             return reply
@@ -229,9 +230,18 @@ class Replica:
                 continue
 
 
-def _internal_error(error: Exception) -> bytes:
-    from cluster.api.errors import ApiError
+def _within_bounds(reply: EngineReply) -> EngineReply:
+    """The reply, or a refusal of one that is too large; what it cost stays counted."""
+    if len(reply.body) <= MAX_REPLY_BYTES:
+        return reply
+    text = (
+        f"The answer has {len(reply.body)} bytes, more than the {MAX_REPLY_BYTES} that a whole one may have. "
+        "Ask for fewer prompts, choices or logprobs at once, or stream it."
+    )
+    return replace(reply, status=400, body=ApiError(400, "answer_too_large", text).body())
 
+
+def _internal_error(error: Exception) -> bytes:
     return ApiError(
         status=500, code="internal_error", message=f"The replica failed ({type(error).__name__}); see its log."
     ).body()

@@ -236,8 +236,12 @@ async def test_a_slow_reader_ends_its_own_stream_alone(ends: Ends) -> None:
     await until(lambda: ends.cancelled == ["slow"])
 
 
-async def test_an_ingress_that_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "value"), [("MAX_UNSENT_S", 0.1), ("UNSENT_CEILING_BYTES", 20_000_000)])
+async def test_an_ingress_that_reads_nothing_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: float
+) -> None:
     monkeypatch.setattr(sender, "MAX_UNSENT_BYTES", 100_000)
+    monkeypatch.setattr(sender, bound, value)
     closed: list[bool] = []
 
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

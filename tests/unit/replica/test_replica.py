@@ -23,7 +23,7 @@ from deployments.engines.protocol import (
     EngineStats,
     TokenUsage,
 )
-from deployments.replica.replica import EXIT_ENGINE_LOST, Replica
+from deployments.replica.replica import EXIT_ENGINE_LOST, MAX_REPLY_BYTES, Replica
 from deployments.replica.spec import ReplicaCall
 from deployments.replica.tracing import ReplicaTracer
 from deployments.replica.watcher import WatchLimits
@@ -60,6 +60,8 @@ class FakeEngine:
             raise ValueError("secret words of the caller")
         if what == "die":
             raise EngineDeadError("the core is gone")
+        if what == "large":
+            return EngineReply(200, b"x" * (MAX_REPLY_BYTES + 1), TokenUsage(3, 2))
         if what == "trace":
             return EngineReply(200, request.trace_headers.get("traceparent", "none").encode())
         emit(b"data: 1\n\n")
@@ -132,6 +134,16 @@ async def test_a_call_is_served_over_the_channel(setting: Setting) -> None:
     assert stream.replica is not None
     assert stream.replica.hello.model == "dense"
     assert setting.ingress.is_routable("r1")
+
+
+async def test_an_answer_that_is_too_large_is_refused_and_still_counted(setting: Setting) -> None:
+    stream, other = setting.send("large"), setting.send("wait", "s2")
+    assert await read(stream) == b""
+    assert stream.reply is not None
+    assert (stream.reply.status, stream.reply.usage) == (400, TokenUsage(3, 2))
+    assert b"answer_too_large" in stream.reply.body
+    setting.engine.release.set()
+    assert await read(other) == b"data: 1\n\ndata: 2\n\n"
 
 
 async def test_attaching_twice_opens_one_connection(setting: Setting) -> None:
