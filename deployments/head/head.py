@@ -224,7 +224,8 @@ class Head:
         self._write(Phase.STOPPING, "stopping")
         # Whatever hangs on the way down, the processes end: the graceful way has this long.
         drain_s = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
-        graceful = threading.Thread(target=cluster.stop, args=(drain_s,), name="graceful-stop", daemon=True)
+        ours = [INGRESS_APPLICATION, *map(model_application_name, self._config.models)]
+        graceful = threading.Thread(target=cluster.stop, args=(drain_s, ours), name="graceful-stop", daemon=True)
         graceful.start()
         graceful.join(drain_s + STOP_S)
         attempt("end the guard", guard.close)

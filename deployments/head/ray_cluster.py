@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import ray
@@ -67,22 +68,28 @@ class RayCluster:
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
 
-    def stop(self, drain_s: float) -> None:
-        """Let requests that are under way end for at most `drain_s` seconds; stop Serve, and Ray too if it is ours."""
+    def stop(self, drain_s: float, applications: Collection[str]) -> None:
+        """Let requests that are under way end for at most `drain_s` seconds, and stop the `applications`.
+
+        Serve and Ray go with them if they are ours; on a cluster that ran already, others have applications of their own.
+        """
         if ray.is_initialized():
             try:
-                self._drain(drain_s)
-                serve.shutdown()
+                self._drain(drain_s, applications)
+                if self.owned:
+                    serve.shutdown()
             finally:
                 ray.shutdown()
 
     @staticmethod
-    def _drain(limit_s: float) -> None:
+    def _drain(limit_s: float, applications: Collection[str]) -> None:
         """Delete the applications and wait until they are gone: `serve.shutdown` waits 30 s, however long they may take."""
-        for name in serve.status().applications:
-            serve.delete(name, _blocking=False)
+        present = serve.status().applications
+        for name in applications:
+            if name in present:
+                serve.delete(name, _blocking=False)
         deadline = time.monotonic() + limit_s
-        while serve.status().applications and time.monotonic() < deadline:
+        while not serve.status().applications.keys().isdisjoint(applications) and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_S)
 
     def remove_temporary(self) -> None:

@@ -14,16 +14,20 @@ from deployments.head.ray_cluster import RayCluster
 
 
 class World:
-    """Serve with two applications that go `gone_after_s` seconds after they were deleted, and its clock."""
+    """Serve with two applications that go `gone_after_s` seconds after they were deleted, and its clock.
 
-    def __init__(self, gone_after_s):
+    Beside them is one of somebody else, which stays.
+    """
+
+    def __init__(self, gone_after_s, others=()):
+        self.others = dict.fromkeys(others, 3)
         self.now = 100.0
         self.gone_at = self.now + gone_after_s
         self.done = []
 
     def status(self):
         left = {} if self.now >= self.gone_at else {"ingress": 1, "model": 2}
-        return SimpleNamespace(applications=left)
+        return SimpleNamespace(applications=left | self.others)
 
     def delete(self, name, _blocking):
         assert not _blocking
@@ -36,13 +40,13 @@ class World:
         self.done.append("serve")
 
 
-def stop(world, monkeypatch, drain_s):
+def stop(world, monkeypatch, drain_s, address=None):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "shutdown", lambda: world.done.append("ray"))
     for name in ("status", "delete", "shutdown"):
         monkeypatch.setattr(serve, name, getattr(world, name))
     monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep))
-    RayCluster(RayConfig()).stop(drain_s)
+    RayCluster(RayConfig(address=address)).stop(drain_s, ["ingress", "model", "never-deployed"])
 
 
 # Serve's own shutdown gives up after 30 seconds.
@@ -52,6 +56,13 @@ def test_applications_may_drain_as_long_as_they_are_allowed_to(monkeypatch, take
     stop(world, monkeypatch, drain_s)
     assert world.done == ["delete ingress", "delete model", "serve", "ray"]
     assert world.now - 100.0 == pytest.approx(waited_s, abs=0.3)
+
+
+def test_on_a_cluster_that_ran_already_what_others_serve_stays(monkeypatch):
+    world = World(5, others=["somebody-elses"])
+    stop(world, monkeypatch, 120, address="auto")
+    assert world.done == ["delete ingress", "delete model", "ray"]
+    assert world.now - 100.0 == pytest.approx(5, abs=0.3)
 
 
 def test_a_serve_that_does_not_answer_is_no_reason_to_leave_ray_running(monkeypatch):
