@@ -65,8 +65,7 @@ def admit(state: LimiterState, limits: KeyLimits, now: float, tokens: int) -> tu
         )
         return current, Decision(False, f"limit of {limit} {unit} per minute", max(waits), _headers(current, limits))
     if limits.concurrency is not None and current.running >= limits.concurrency:
-        message = f"limit of {limits.concurrency} requests at once"
-        return current, Decision(False, message, None, _headers(current, limits))
+        return current, replace(too_many_at_once(limits.concurrency), headers=_headers(current, limits))
     admitted = replace(
         current,
         requests=_add(current.requests, current.clock, 1),
@@ -90,6 +89,11 @@ def settle(state: LimiterState, now: float, admitted_at: float, reserved: int, u
         back = reserved - used
         tokens = tuple((slot, max(0, amount - back) if slot == second else amount) for slot, amount in tokens)
     return replace(current, tokens=tokens, running=max(0, current.running - 1))
+
+
+def too_many_at_once(concurrency: int) -> Decision:
+    """A key has as many requests in flight as its limit allows."""
+    return Decision(False, f"limit of {concurrency} requests at once")
 
 
 def refused(decision: Decision) -> ApiError:

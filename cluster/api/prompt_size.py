@@ -30,3 +30,9 @@ def check_prompt_bytes(text_bytes: int, limit: int, param: str) -> None:
     if text_bytes > limit:
         message = f"The text of `{param}` has {text_bytes} bytes; at most {limit} are taken."
         raise ApiError(400, "context_length_exceeded", message, param=param)
+
+
+def prompt_too_long(tokens: int, limit: int) -> ApiError:
+    """The 400 for a prompt of `tokens` tokens, as counted by the model's tokenizer, where `limit` are allowed."""
+    message = f"The prompt has {tokens} tokens; its contract takes at most {limit} tokens. Shorten it."
+    return ApiError(400, "context_length_exceeded", message)

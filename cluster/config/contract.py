@@ -22,10 +22,10 @@ DEFAULT_TIMEOUT_S: Final = 120.0
 
 
 class ContractConfig(Section):
-    """The contract of one role. The ingress enforces it before an engine sees the request."""
+    """The contract of one role. Enforced before any token is computed."""
 
     max_prompt_tokens: int = Field(ge=1, le=16_777_216)
-    """Tokens that a prompt may have."""
+    """Tokens that a prompt may have. Far more bytes are refused unread; the engine's tokenizer decides the rest."""
     max_completion_tokens: int = Field(ge=1, le=16_777_216)
     """Tokens that a completion may have; what a caller who names no number gets at most."""
     latency_target_s: float = Field(2.0, gt=0, le=86_400)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from cluster import limits
 from cluster.config.cluster import ClusterConfig
 from cluster.keys import KeyRecord, Rejection, unauthorized, verify
 from deployments.access.keys_file import KeysFile, LiveKeys
@@ -60,6 +62,7 @@ class Gate:
         self._live = LiveKeys(KeysFile(config.keys_path(state_dir)))
         self._limiter = KeyLimiter()
         self._book = UsageBook(usage_path(state_dir))
+        self._reading: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -90,6 +93,27 @@ class Gate:
             return None
         _log.info("refused a key", extra={"error_type": found.name.lower()})
         raise unauthorized(found)
+
+    @contextmanager
+    def reading(self, key: KeyRecord | None) -> Iterator[None]:
+        """Hold one of a key's requests at once while its body is read. Raises `ApiError` 429 if all are held.
+
+        What a request will use is known from its body alone; without this, one key could hold the places of all others
+        with bodies that never come.
+        """
+        if key is None or key.limits.concurrency is None:
+            yield
+            return
+        held = self._reading[key.id]
+        if held + self._limiter.running(key.id) >= key.limits.concurrency:
+            raise limits.refused(limits.too_many_at_once(key.limits.concurrency))
+        self._reading[key.id] += 1
+        try:
+            yield
+        finally:
+            self._reading[key.id] -= 1
+            if not self._reading[key.id]:
+                del self._reading[key.id]
 
     @asynccontextmanager
     async def admit(self, key: KeyRecord | None, tokens: int) -> AsyncIterator[AdmittedRequest]:

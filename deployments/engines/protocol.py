@@ -37,6 +37,10 @@ class EngineRequest:
     body: JsonObject
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     """W3C trace context (`traceparent`, `tracestate`) of the span that the engine's own span is a child of."""
+    tenant: str = ""
+    """Whose request it is. Cached prompts are shared within a tenant, never between two; empty: no key was shown."""
+    max_prompt_tokens: int | None = None
+    """Tokens that the prompt may have by its contract, for engines that count them; None: what the model holds."""
 
 
 @dataclass(frozen=True, slots=True)

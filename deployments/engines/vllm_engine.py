@@ -106,11 +106,16 @@ class VllmEngine:
     async def run(self, request: EngineRequest, emit: Emit) -> EngineReply:
         """Serve one request; see `Engine.run`."""
         from deployments.engines.vllm_openai import bare_request, usage_of
+        from deployments.engines.vllm_tokenizing import prompt_limit
 
         if self._layer is None:
             raise EngineDeadError(f"model {self._launch.name!r} has not started")
         raw = bare_request(request.request_id, request.trace_headers)
         body = cast("JsonObject", self._neutralise(dict(request.body)))
+        if request.tenant:
+            # How much of a prompt was cached is told: another tenant's would be told with it.
+            body["cache_salt"] = request.tenant
+        prompt_limit.set(request.max_prompt_tokens)
         truncated = TokenUsage()
         try:
             if self._window is not None:

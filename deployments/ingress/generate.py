@@ -80,8 +80,10 @@ class Generation:
         services = self._services
         limits = services.config.ingress.limits
         timer = StreamTimer(time.monotonic())
-        request = await self._read(exchange, limits)
+        with services.gate.reading(key):
+            request = await self._read(exchange, limits)
         course = _Course(request, *self._bind(request, self._decide(request)))
+        tenant = "" if key is None else key.tenant
         self._note_decision(course, span)
         async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
@@ -93,7 +95,7 @@ class Generation:
             limit_s = course.contract.timeout_s
             try:
                 async with asyncio.timeout(limit_s):
-                    reply = await self._answer(exchange, course, timer, span)
+                    reply = await self._answer(exchange, course, timer, span, tenant)
             except TimeoutError as error:
                 if exchange.status == 0:
                     raise failures.too_long(limit_s) from None
@@ -106,12 +108,14 @@ class Generation:
             span.finished(reply)
             self._count(course, reply, timer)
 
-    async def _answer(self, exchange: Exchange, course: _Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
+    async def _answer(
+        self, exchange: Exchange, course: _Course, timer: StreamTimer, span: RequestSpan, tenant: str
+    ) -> EngineReply:
         """Have the request answered, if its model is lost before the first byte by the next that stands in for it."""
         config = self._services.config
         send = self._stream if getattr(course.request, "stream", False) else self._plain
         while True:
-            answer = self._dispatch(course, span)
+            answer = self._dispatch(course, span, tenant)
             provenance = Provenance(course.decision, span.trace_id, course.earlier)
             try:
                 return await send(exchange, answer, provenance, timer, span)
@@ -122,13 +126,15 @@ class Generation:
             except (QueueFullError, SlowReaderError) as error:
                 raise failures.to_api_error(error, config) from error
 
-    def _dispatch(self, course: _Course, span: RequestSpan) -> Answer:
+    def _dispatch(self, course: _Course, span: RequestSpan, tenant: str) -> Answer:
         model = course.decision.model
         request = EngineRequest(
             request_id=span.request_id,
             endpoint=self._endpoint,
             body={**course.request.body, "model": model},
             trace_headers=span.trace_headers,
+            tenant=tenant,
+            max_prompt_tokens=course.contract.max_prompt_tokens,
         )
         limits = self._services.config.ingress.limits
         course.answer = self._services.clients[model].answer(request, limits.max_buffered_bytes_per_stream)
@@ -236,8 +242,16 @@ def _tokens_at_most(request: ApiRequest) -> int:
 
 
 def _usage(reply: EngineReply, course: _Course) -> TokenUsage:
-    """What a request used. One that broke off is charged what was estimated of its prompt, and what came of its answer."""
-    events = 0 if course.answer is None else course.answer.events
-    if reply.status < 400 or reply.usage != TokenUsage() or events == 0:
+    """What a request used. One that broke off is charged what was estimated of its prompt, and what came of its answer.
+
+    Nothing comes of a whole answer before its end, though it is made all the same: so that leaving is no way around a
+    limit, one that a replica had taken is charged as much as it asked for.
+    """
+    answer = course.answer
+    unfinished = reply.status in (failures.CLIENT_GONE, failures.STREAM_BROKEN)
+    if not unfinished or answer is None or answer.replica_id is None or reply.usage != TokenUsage():
         return reply.usage
-    return TokenUsage(prompt_tokens=course.request.prompt_tokens_estimate, completion_tokens=events)
+    prompt = course.request.prompt_tokens_estimate
+    streamed = getattr(course.request, "stream", False)
+    made = answer.events if streamed else _tokens_at_most(course.request) - prompt
+    return TokenUsage(prompt_tokens=prompt, completion_tokens=made)

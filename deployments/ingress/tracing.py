@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id
 
 from cluster.telemetry import names
@@ -38,7 +39,11 @@ class RequestSpan:
         self._operation = operation
         self._output = OutputRecorder() if telemetry.captures_content else None
         self.request_id = request_id
-        self.trace_id = format_trace_id(span.get_span_context().trace_id)
+        context = span.get_span_context()
+        # With OTEL_SDK_DISABLED there are no traces; an id is still what callers and logs name a request by.
+        self.trace_id = format_trace_id(
+            context.trace_id if context.is_valid else RandomIdGenerator().generate_trace_id()
+        )
         self.trace_headers = outgoing_headers(span)
 
     def caller(self, key: KeyRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from deployments.engines.protocol import Endpoint
+from deployments.engines.protocol import Endpoint, EngineRequest
 from deployments.engines.vllm_engine import VllmEngine
 from deployments.processes import process_state
 from tests.integration.dense_engine import (
@@ -103,6 +104,30 @@ async def test_several_choices_stop_and_seed(call: Call) -> None:
     reply = await call.chat("Count: 1, 2, 3, 4,", max_tokens=40, stop=["5"])
     stopped = answer_of(reply)["choices"][0]
     assert "5" not in stopped["message"]["content"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_contracts_bound_on_the_prompt_holds(engine: VllmEngine, stream: bool) -> None:
+    body = {"model": "dense", "messages": [user("word " * 200)], "max_tokens": 2, "stream": stream}
+    for limit, status in ((100, 400), (None, 200), (300, 200)):
+        request = EngineRequest(uuid.uuid4().hex, Endpoint.CHAT, body, max_prompt_tokens=limit)
+        reply = await engine.run(request, lambda _: None)
+        assert reply.status == status
+        if status == 400:
+            error = json.loads(reply.body)["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "at most 100 tokens" in error["message"]
+
+
+async def test_tenants_find_no_cached_prompt_of_each_other(engine: VllmEngine) -> None:
+    """A block is 128 tokens on a CPU, so this prompt fills two."""
+    body = {"model": "dense", "messages": [user("A lighthouse keeper's day. " * 60)], "max_tokens": 2}
+    cached = []
+    for tenant in ("acme", "acme", "umbrella", ""):
+        request = EngineRequest(uuid.uuid4().hex, Endpoint.CHAT, body, tenant=tenant)
+        cached.append((await engine.run(request, lambda _: None)).usage.cached_tokens)
+    assert cached[1] >= 128
+    assert [cached[0], cached[2], cached[3]] == [0, 0, 0]
 
 
 async def test_a_seed_holds_where_a_prompt_takes_several_steps(call: Call) -> None:

@@ -187,6 +187,26 @@ async def test_a_chat_that_goes_on_finds_its_prefix() -> None:
     assert engine.stats().prefix_hits == again.usage.cached_tokens
 
 
+async def test_tenants_find_no_prefix_of_each_other() -> None:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "lighthouse " * 60}], "max_tokens": 2}
+    async with running() as engine:
+        cached = []
+        for tenant in ("acme", "acme", "umbrella", ""):
+            request = EngineRequest("r", Endpoint.CHAT, body, tenant=tenant)
+            cached.append((await engine.run(request, lambda _: None)).usage.cached_tokens)
+    assert cached[1] >= 16
+    assert [cached[0], cached[2], cached[3]] == [0, 0, 0]
+
+
+async def test_a_contracts_bound_on_the_prompt_holds() -> None:
+    async with running() as engine:
+        for limit, status in ((40, 400), (400, 200)):
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 100}], "max_tokens": 2}
+            reply = await engine.run(EngineRequest("r", Endpoint.CHAT, body, max_prompt_tokens=limit), lambda _: None)
+            assert reply.status == status
+        assert json.loads(reply.body)["choices"]
+
+
 async def test_a_closed_engine_is_dead_and_says_so() -> None:
     clock = VirtualClock()
     async with running(clock) as engine:

@@ -39,7 +39,12 @@ def _limit(option: str, what: str) -> object:
 @app.command("add", cls=Command)
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whom or what the key is for.", show_default=False)],
-    tenant: Annotated[str, typer.Option("--tenant", metavar="NAME", help="Who shares data and caches.")] = "default",
+    tenant: Annotated[
+        str,
+        typer.Option(
+            "--tenant", metavar="NAME", help="Whose key it is; cached prompts are shared within a tenant alone."
+        ),
+    ] = "default",
     requests_per_minute: Annotated[int | None, _limit("--requests-per-minute", "Requests a minute")] = None,
     tokens_per_minute: Annotated[int | None, _limit("--tokens-per-minute", "Tokens a minute")] = None,
     concurrency: Annotated[int | None, _limit("--concurrency", "Requests at once")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from zlib import crc32
 
 from deployments.engines.protocol import Emit, EngineReply, TokenUsage
 from deployments.engines.simulated.core import Generated
@@ -15,10 +16,11 @@ from deployments.engines.simulated.text import Answer, word_of
 class Active:
     """Turns the tokens of a request's sequences into events or into one body."""
 
-    def __init__(self, key: str, work: Work, writer: Writer, emit: Emit | None) -> None:
+    def __init__(self, key: str, work: Work, writer: Writer, emit: Emit | None, tenant: str = "") -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        salt = crc32(tenant.encode())
         self.sequences = tuple(
-            Sequence(f"{key}:{at * work.choices + choice}", prompt, work.limit, seed)
+            Sequence(f"{key}:{at * work.choices + choice}", prompt, work.limit, seed, salt)
             for at, prompt in enumerate(work.prompts)
             for choice, seed in enumerate(work.seeds)
         )

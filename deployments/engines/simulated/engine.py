@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from cluster.api.errors import ApiError
+from cluster.api.prompt_size import prompt_too_long
 from cluster.config.engine import EngineConfig, SimulatedConfig
 from deployments.engines.protocol import (
     Emit,
@@ -64,12 +65,16 @@ class SimulatedEngine:
         try:
             work = read_work(request.endpoint, request.body, self._seed, self._max_model_len)
             self._check_room(len(work.prompts) * work.choices)
+            longest, limit = max(map(len, work.prompts)), request.max_prompt_tokens
+            if limit is not None and longest > limit:
+                raise prompt_too_long(longest, limit)
         except ApiError as error:
             return EngineReply(status=error.status, body=error.body())
         self._serial += 1
         writer = Writer(request.endpoint, request.request_id, shown_name(self._name), self._clock.wall())
         # The serial keeps two requests apart that were given the same id.
-        active = Active(f"{self._serial}:{request.request_id}", work, writer, emit if work.stream else None)
+        key = f"{self._serial}:{request.request_id}"
+        active = Active(key, work, writer, emit if work.stream else None, request.tenant)
         for sequence in active.sequences:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)

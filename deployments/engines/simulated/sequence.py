@@ -26,14 +26,28 @@ class Sequence:
     another one generated goes on as that one would have.
     """
 
-    __slots__ = ("_state", "blocks", "cached", "computed", "generated", "key", "keys", "limit", "preemptions", "tokens")
+    __slots__ = (
+        "_state",
+        "blocks",
+        "cached",
+        "computed",
+        "generated",
+        "key",
+        "keys",
+        "limit",
+        "preemptions",
+        "salt",
+        "tokens",
+    )
 
-    def __init__(self, key: str, prompt: Tokens[int], limit: int, seed: int) -> None:
+    def __init__(self, key: str, prompt: Tokens[int], limit: int, seed: int, salt: int = 0) -> None:
         if not prompt or limit < 1:
             raise ValueError("a sequence has a prompt of one token or more, and makes one token or more")
         self.key = key
         self.tokens = list(prompt)
         self.limit = limit
+        self.salt = salt
+        """Sequences share cached blocks only with those of the same salt."""
         self.generated = 0
         self.computed = 0
         self.cached: int | None = None
@@ -74,6 +88,6 @@ class Sequence:
         full = tokens // block_tokens
         while len(self.keys) < full:
             start = len(self.keys) * block_tokens
-            parent = self.keys[-1] if self.keys else 0
+            parent = self.keys[-1] if self.keys else self.salt
             self.keys.append(hash((parent, *self.tokens[start : start + block_tokens])))
         return self.keys[:full]

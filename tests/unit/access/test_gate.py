@@ -114,6 +114,19 @@ async def test_limits_and_usage_of_a_key(gate: Gate, state_dir: Path) -> None:
     gate.refused(None)
 
 
+async def test_a_key_reads_no_more_bodies_at_once_than_it_may_have_requests(gate: Gate, state_dir: Path) -> None:
+    key = new_key(state_dir, concurrency=2).record
+    with gate.reading(key):
+        async with gate.admit(key, 1):
+            with pytest.raises(ApiError) as refused, gate.reading(key):
+                pass
+            assert refused.value.status == 429
+            assert "2 requests at once" in refused.value.message
+        with gate.reading(key), gate.reading(None), gate.reading(new_key(state_dir).record):
+            pass
+    assert gate._reading == {}
+
+
 async def test_stopping_writes_what_is_left(state_dir: Path) -> None:
     gate = Gate(config(required=True), state_dir)
     gate.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.load import parse_config
+from cluster.keys import KeyLimits, mint
+from deployments.access.keys_file import KeysFile
 from deployments.channel.stream import ReplicaLostError, TokenStream
 from deployments.engines.protocol import EngineReply
 from deployments.ingress import dispatch
 from deployments.replica.spec import ReplicaCall
 from tests.unit.ingress.bare_ingress import EVENT, BareIngress, answer, bare_ingress, die
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 CHAT = "/v1/chat/completions"
@@ -228,6 +232,35 @@ async def test_too_many_at_once_are_sent_away_with_a_time(state_dir: Path) -> No
         assert [reply.status for reply in await asyncio.gather(*running)] == [200, 200]
         ingress.clients["dense"].behaviour = answer
         assert (await ingress.post(CHAT, chat())).status == 200
+
+
+async def leave(ingress: BareIngress, body: dict[str, Any], key: str) -> None:
+    """A caller that goes away once a replica has its request."""
+    calls = ingress.clients["dense"].calls
+    before = len(calls)
+    task = asyncio.create_task(ingress.post(CHAT, body, authorization=f"Bearer {key}"))
+    await until(lambda: len(calls) > before)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_leaving_is_no_way_around_a_limit(ingress: BareIngress, state_dir: Path) -> None:
+    minted = mint("quitter", time.time(), secrets.token_bytes, tenant="acme", limits=KeyLimits(tokens_per_minute=300))
+    KeysFile(state_dir / "keys.jsonl").append(minted.record)
+    await until(lambda: ingress.services.gate._live.records)
+    ingress.clients["dense"].behaviour = lambda _stream, _call: None
+    await leave(ingress, chat(max_tokens=200), minted.key)
+    used = ingress.services.gate.usage_of(minted.record)
+    assert used["completion_tokens"] == 200
+    assert int(used["prompt_tokens"]) > 0
+    refused = await ingress.post(CHAT, chat(max_tokens=200), authorization=f"Bearer {minted.key}")
+    assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+    # What a stream had brought by then is known.
+    ingress.clients["dense"].behaviour = lambda stream, _call: stream.feed(EVENT * 3)
+    await leave(ingress, chat(max_tokens=20, stream=True), minted.key)
+    assert ingress.services.gate.usage_of(minted.record)["completion_tokens"] == 203
+    assert {call.request.tenant for call in ingress.clients["dense"].calls} == {"acme"}
 
 
 async def test_readiness_waits_for_every_model(ingress: BareIngress) -> None:
