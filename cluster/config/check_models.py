@@ -20,9 +20,9 @@ ENGINES_OF_KIND: Final = {
     Kind.EXTERNAL: frozenset({EngineType.EXTERNAL}),
 }
 
-# The simulated engine stands in for vLLM, so it takes all of vLLM's settings.
+# The simulated engine stands in for vLLM: a config keeps vLLM's settings when it is tried out on it.
 SETTINGS_OF_ENGINE: Final = {
-    EngineType.ENCODER: frozenset({"type", "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens"}),
+    EngineType.ENCODER: frozenset({"type", "max_model_len", "max_num_seqs"}),
     EngineType.EXTERNAL: frozenset({"type", "max_model_len"}),
 }
 

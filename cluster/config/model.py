@@ -27,8 +27,8 @@ SOURCE_PATTERN: Final = (
 class ReplicaConfig(Section):
     """How many replicas a model has, what each takes of a machine, and when it counts as too slow."""
 
-    min: int = Field(1, ge=0, le=10_000)
-    """Replicas kept at least."""
+    min: int = Field(1, ge=1, le=10_000)
+    """Replicas kept at least; one, as a model without any is not routed to, so nothing would ask for its first."""
     max: int = Field(1, ge=1, le=10_000)
     """Replicas allowed at most; equal to `min`: a fixed number, no autoscaling."""
     target_ongoing_requests: float = Field(16.0, gt=0, le=100_000)
@@ -54,7 +54,10 @@ class ReplicaConfig(Section):
     drain_timeout_s: float = Field(30.0, ge=0, le=86_400)
     """Seconds that a replica which is to stop may take to finish its requests."""
     stall_timeout_s: float = Field(3.0, gt=0, le=3600)
-    """Seconds without an answer to a heartbeat after which an engine counts as hung."""
+    """Seconds after which an engine process that neither answers a heartbeat nor computes counts as hung.
+
+    One that computes, and an engine without a process of its own, is given 60 seconds, or this if it is longer.
+    """
 
 
 class UpstreamConfig(Section):
@@ -72,6 +75,8 @@ class UpstreamConfig(Section):
     """Seconds that connecting may take."""
     max_concurrency: int = Field(64, ge=1, le=100_000)
     """Requests in flight to the upstream at most, per replica."""
+    forward_trace_context: bool = False
+    """True sends `traceparent` along, which tells the upstream of the caller's trace (yes or no, no unit)."""
 
 
 class ModelConfig(Section):

@@ -58,8 +58,8 @@ class _Outcome:
 class ExternalEngine:
     """Forwards requests to an upstream.
 
-    With `forward_trace_context` the upstream is sent `traceparent`; by default it learns nothing about the caller's
-    trace. `transport` stands in for the network in tests.
+    The upstream learns nothing about the caller's trace unless its config says `forward_trace_context`. `transport` stands
+    in for the network in tests.
     """
 
     kind = "external"
@@ -69,12 +69,11 @@ class ExternalEngine:
         name: str,
         upstream: UpstreamConfig,
         *,
-        forward_trace_context: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._name = name
         self._upstream = upstream
-        self._forward = forward_trace_context
+        self._forward = upstream.forward_trace_context
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
         self._slots = asyncio.Semaphore(upstream.max_concurrency)

@@ -40,7 +40,7 @@ class ModelReplica:
             context.replica_id.unique_id,
             engine,
             ReplicaTracer(spec.name, engine.kind),
-            WatchLimits(idle_silence_s=spec.model.replicas.stall_timeout_s),
+            WatchLimits.of(spec.model.replicas.stall_timeout_s),
             self._save,
         )
         # While an engine starts, no request exists that its messages could repeat; they hold the cause if it fails.

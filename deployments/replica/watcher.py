@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from deployments.engines.protocol import Engine, EngineDeadError
 from deployments.processes import cpu_ticks, process_state, stopped_below
 
+STALL_S = 60.0
+
 DEAD_STATES = frozenset({"Z", "X", None})
 
 
@@ -26,8 +28,13 @@ class WatchLimits:
     heartbeat_every_s: float = 1.0
     idle_silence_s: float = 2.0
     """A heartbeat unanswered this long by an engine that uses no processor time: hung."""
-    stall_s: float = 60.0
+    stall_s: float = STALL_S
     """A heartbeat unanswered this long, whatever the engine does: hung."""
+
+    @classmethod
+    def of(cls, stall_timeout_s: float) -> WatchLimits:
+        """Those of a config: what it sets for an idle engine is never longer than what a busy one is given."""
+        return cls(idle_silence_s=stall_timeout_s, stall_s=max(STALL_S, stall_timeout_s))
 
 
 @dataclass(slots=True)

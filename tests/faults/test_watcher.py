@@ -26,7 +26,7 @@ LIMIT_S = 3 * 5.0
 """Three times the seconds within which a stopped or dead engine is out of rotation, on a machine that may be busy; with a
 clock of its own, tests/unit/replica/test_watcher.py holds it to the goal itself."""
 
-SHIPPED = WatchLimits(idle_silence_s=ReplicaConfig().stall_timeout_s)
+SHIPPED = WatchLimits.of(ReplicaConfig().stall_timeout_s)
 """What a replica watches with unless its model's configuration says otherwise."""
 
 

@@ -103,7 +103,7 @@ async def test_answer_and_span_under_the_clusters_name(
 async def test_trace_context_is_forwarded_when_told_so(
     upstream: Upstream, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = ExternalEngine("outside", config(upstream), forward_trace_context=True)
+    engine = ExternalEngine("outside", config(upstream, forward_trace_context=True))
     await engine.start()
     await Caller(engine).ask("ok")
     await engine.close()

@@ -13,7 +13,7 @@ from deployments.replica.watcher import EngineWatcher, WatchLimits
 
 PID = 77
 TICKS_PER_S = 100
-SHIPPED = WatchLimits(idle_silence_s=ReplicaConfig().stall_timeout_s)
+SHIPPED = WatchLimits.of(ReplicaConfig().stall_timeout_s)
 """What a replica watches with unless its model's configuration says otherwise."""
 
 
@@ -192,3 +192,9 @@ async def test_who_stops_watching_leaves_no_task_behind(monkeypatch: pytest.Monk
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(("told_s", "busy_s"), [(3.0, 60.0), (120.0, 120.0)])
+def test_a_busy_engine_is_given_at_least_what_an_idle_one_is(told_s: float, busy_s: float) -> None:
+    limits = WatchLimits.of(told_s)
+    assert (limits.idle_silence_s, limits.stall_s) == (told_s, busy_s)
