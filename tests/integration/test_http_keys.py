@@ -213,7 +213,9 @@ def test_usage_is_counted_per_key(simulated_cluster: RunningCluster) -> None:
     assert (used["prompt_tokens"], used["completion_tokens"]) == (prompt, 8)
 
     def written() -> bool:
-        listed = json.loads(simulated_cluster.pointsman("keys", "usage", key.id, "--json").stdout)
+        done = simulated_cluster.pointsman("keys", "usage", key.id, "--json")
+        assert done.returncode == 0, done.stderr
+        listed = json.loads(done.stdout)
         return bool(listed[0]["completion_tokens"] == 8 and listed[0]["requests"] == 2)
 
     # It is written down every two seconds.
