@@ -127,7 +127,10 @@ def _completion_tokens(contract: Contract, request: ChatRequest | CompletionRequ
     limit = contract.max_completion_tokens
     if request.max_tokens is not None:
         if limit is not None and request.max_tokens > limit:
-            raise bad_request("max_tokens", f"`max_tokens` must be at most {limit} for {contract.label}.")
+            field = next(
+                (name for name in ("max_completion_tokens", "max_tokens") if name in request.body), "max_tokens"
+            )
+            raise bad_request(field, f"`{field}` must be at most {limit} for {contract.label}.")
         return request.max_tokens
     default = contract.default_completion_tokens
     if isinstance(request, CompletionRequest):

@@ -51,7 +51,7 @@ def parse_target(url: str, key: str | None = None, *, allow_remote: bool = False
         raise TargetError("the URL may hold scheme, host, port and path only; pass a key with --key")
     if not is_loopback(host) and not allow_remote:
         raise TargetError(
-            f"{host} is another machine. Load only what is yours: repeat with --allow-remote if this server is."
+            f"{host} is another machine. Load only what is yours: `python -m loadtests.run --allow-remote` takes it."
         )
     path = parts.path.rstrip("/")
     tls = parts.scheme == "https"

@@ -8,7 +8,10 @@ from cluster.config.base import Section
 
 
 class LimitsConfig(Section):
-    """Bounds on what a user can send. Past any of them the answer is a 4xx that names field and limit."""
+    """Bounds on what a user can send. Past them the answer is a 4xx that names field and limit.
+
+    Those on what an ingress holds at once are not the caller's mistake: they are answered 503, or end the stream.
+    """
 
     body_bytes: int = Field(1_048_576, ge=1024, le=67_108_864)
     """Bytes of a request body."""

@@ -10,7 +10,7 @@ from cluster.config.base import Section
 
 
 class TelemetryConfig(Section):
-    """Traces and logs. Standard `OTEL_*` environment variables win over `traces`."""
+    """Traces and logs. Standard `OTEL_*` variables may name a collector besides what `traces` says; docs/tracing.md."""
 
     traces: Literal["store", "otlp", "off"] = "store"
     """`store` keeps traces in a local file for `pointsman trace`, `otlp` sends them to a collector, `off` makes none."""

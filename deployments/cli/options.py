@@ -18,7 +18,7 @@ StateDir: TypeAlias = Annotated[
         "--state-dir",
         metavar="DIR",
         help="Where the cluster keeps its state, keys, traces and logs. "
-        "Default: $POINTSMAN_STATE_DIR, then the config's ray.state_dir, then ~/.local/state/pointsman.",
+        "Default: $POINTSMAN_STATE_DIR, then ray.state_dir where a config is given, then ~/.local/state/pointsman.",
         show_default=False,
     ),
 ]

@@ -34,7 +34,7 @@ class Place:
 
     state_dir: Path
     named: bool
-    """Whether the user named it with --state-dir, and so must name it again next time."""
+    """Whether --state-dir has to name it: a command without the option, and without the config, looks elsewhere."""
 
     @property
     def state(self) -> ClusterState | None:
@@ -64,10 +64,11 @@ class Place:
 
 
 def find_place(state_dir: Path | None, config: ClusterConfig | None = None) -> Place:
-    """The state directory in force: the option, `$POINTSMAN_STATE_DIR`, the config's, the user's."""
+    """The state directory in force: the option, `$POINTSMAN_STATE_DIR`, the config's (where one is read), the user's."""
     if state_dir is not None:
         return Place(state_dir.expanduser().absolute(), named=os.environ.get(STATE_VARIABLE) != str(state_dir))
-    return Place(state_directory(config.ray.state_dir if config is not None else None), named=False)
+    chosen = state_directory(config.ray.state_dir if config is not None else None)
+    return Place(chosen, named=chosen != state_directory(None))
 
 
 def require_state_directory(path: Path) -> None:

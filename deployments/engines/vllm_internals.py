@@ -1,5 +1,6 @@
-"""The one place that reaches into vLLM's internals. Everything else uses its public extension points.
+"""What reaches into vLLM's engine, its core and its model runner.
 
+So do `vllm_tokenizing`, `vllm_window` and `vllm_special_tokens` into its renderer; all else uses public extension points.
 Pinned to one release and checked at start-up: a vLLM that moved one of these parts is refused by name instead of
 misbehaving later.
 """

@@ -88,7 +88,7 @@ class AlreadyRunningError(RuntimeError):
 
 
 def state_directory(configured: str | None) -> Path:
-    """The state directory in force: the config's, else `$POINTSMAN_STATE_DIR`, else the user's."""
+    """The state directory in force: `$POINTSMAN_STATE_DIR`, else the config's, else the user's."""
     chosen = os.environ.get(STATE_VARIABLE) or configured
     if chosen is None:
         base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+_CODES = {400: "invalid_http", 408: "request_timeout", 431: "headers_too_large"}
 
 FRAMING_PER_BYTE = 8
 """A chunked body of one-byte chunks has six bytes of framing for each; what is past this is trailers or padding."""
@@ -187,11 +190,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(b"408 Request Timeout", f"The headers took longer than {self._limits.timeout_s:g} seconds.")
 
     def _refuse(self, status: bytes, message: str) -> None:
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        code = _CODES[int(status[:3])]
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
-        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (
-            status,
-            len(body),
+        head = (
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\nx-request-id: %s\r\n\r\n"
+            % (
+                status,
+                len(body),
+                # The caller's own was not read, or cannot be relied on.
+                uuid.uuid4().hex.encode(),
+            )
         )
         self.transport.write(head + body)
         self.transport.close()

@@ -1,7 +1,9 @@
 """The embedded models and what each is made of.
 
-The folder of a built model carries a hash of everything that shapes it, so that a change of a builder, a
-parameter or an input package makes a new folder instead of silently serving the old files.
+The folder of a built model carries a hash of the builders' code, their parameters and the input packages, so that a
+change of one makes a new folder instead of silently serving the old files. Not in it: the texts that models are fitted on
+(Python's own and those of installed packages) and the number format they were fitted in, which change what is built a
+little and not what it is.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from deployments.models.sources import resolve, verify
 from deployments.models.text import KINDS, Kind
 
 TOKENS = 3072
-"""Held-out tokens of each kind: half of what the tables are measured on, to keep this under two minutes."""
+"""Held-out tokens of each kind, as in the tables of docs/models.md."""
 SPARSE_LOSS = 0.15
 MINI_LOSS = 0.15
 EXPERTS_DIFFER_NATS = 0.02

@@ -43,7 +43,11 @@ def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
     ] = None,
     kind: Annotated[
         Literal["dense", "sparse", "mini"] | None,
-        typer.Option("--kind", help="What the model is made of. Default: dense.", show_default=False),
+        typer.Option(
+            "--kind",
+            help="What the model is made of. Default: what the embedded model is, else dense.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[
         str | None,

@@ -58,9 +58,10 @@ def test_completions_default_to_sixteen_tokens() -> None:
 
 
 def test_sizes_past_the_contract_are_refused_with_both_numbers() -> None:
-    error = refusal(STRONG, chat(max_tokens=513))
-    assert error.param == "max_tokens"
-    assert "512" in error.message
+    for field in ("max_tokens", "max_completion_tokens"):
+        error = refusal(STRONG, chat(**{field: 513}))
+        assert error.param == field
+        assert f"`{field}` must be at most 512" in error.message
     error = refusal(STRONG, chat("x" * 8 * 1537))
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
     assert "1536" in error.message
