@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
@@ -105,6 +106,8 @@ class Generation:
                 course.close()
                 span.answered(course.attempts, timer)
                 admission.spent(_usage(reply, course))
+            if reply.status >= HTTPStatus.BAD_REQUEST:
+                services.gate.refused(key)
             span.finished(reply)
             self._count(course, reply, timer)
 

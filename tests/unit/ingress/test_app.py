@@ -260,6 +260,12 @@ async def test_leaving_is_no_way_around_a_limit(ingress: BareIngress, state_dir:
     ingress.clients["dense"].behaviour = lambda stream, _call: stream.feed(EVENT * 3)
     await leave(ingress, chat(max_tokens=20, stream=True), minted.key)
     assert ingress.services.gate.usage_of(minted.record)["completion_tokens"] == 203
+    # An engine's refusal costs nothing and is counted as one.
+    ingress.clients["dense"].behaviour = lambda stream, _call: stream.finish(EngineReply(400, b'{"error": {}}'))
+    before = ingress.services.gate.usage_of(minted.record)
+    await ingress.post(CHAT, chat(max_tokens=1), authorization=f"Bearer {minted.key}")
+    after = ingress.services.gate.usage_of(minted.record)
+    assert (after["rejected"], after["completion_tokens"]) == (int(before["rejected"]) + 1, 203)
     assert {call.request.tenant for call in ingress.clients["dense"].calls} == {"acme"}
 
 
