@@ -75,7 +75,7 @@ class KeysFile:
         with self._locked():
             records = dict(self.load())
             if key_id not in records:
-                raise UnknownKeyError("no key has that id; `pointsman keys list` shows the ids")
+                raise UnknownKeyError("no key has that id")
             records[key_id] = records[key_id].revoke(now)
             self._write(records)
             return records[key_id]

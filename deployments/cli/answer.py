@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from deployments.cli.api import Api, Reply, refusal
+from deployments.cli.api import Api, Reply
 from deployments.cli.errors import CliError
 
 PATH = "/v1/chat/completions"
@@ -148,7 +148,7 @@ def ask(api: Api, question: Question, on_text: OnText) -> Answer:
     reply = api.post(PATH, question.body(), question.timeout_s)
     try:
         if reply.status != 200:
-            error = refusal(reply.status, reply.body.read(_MAX_LINE), api.has_key)
+            error = api.refusal(reply.status, reply.body.read(_MAX_LINE))
             raise RefusedAnswerError(error, reply.headers.get(_TRACE_HEADER))
         if question.stream:
             return _read_stream(reply, started, on_text)

@@ -6,13 +6,16 @@ import http.client
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from deployments.cli.errors import CliError, ExitCode
 from deployments.cli.options import KEY_VARIABLE
+
+if TYPE_CHECKING:
+    from deployments.cli.place import Place
 
 T = TypeVar("T")
 
@@ -46,8 +49,11 @@ class Reply:
 class Api:
     """One cluster's API. Every call opens a connection of its own."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        """`url` with or without `/v1`. Raises `CliError` for what is no http or https URL, or a key that no key can be."""
+    def __init__(self, url: str, key: str | None, place: Place | None = None) -> None:
+        """`url` with or without `/v1`; hints are about `place`.
+
+        Raises `CliError` for what is no http or https URL, or a key that no key can be.
+        """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port
@@ -60,6 +66,7 @@ class Api:
         self._port = port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._key = _checked_key(key)
+        self._place = place
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
 
     @property
@@ -85,7 +92,7 @@ class Api:
         finally:
             reply.body.close()
         if reply.status not in accept:
-            raise refusal(reply.status, body, self.has_key)
+            raise self.refusal(reply.status, body)
         return body
 
     def post(self, path: str, body: object, timeout_s: float) -> Reply:
@@ -109,9 +116,27 @@ class Api:
             raise self._unreachable(error) from None
         return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, response)
 
+    def refusal(self, status: int, body: bytes) -> CliError:
+        """An HTTP error as an error of the command line."""
+        try:
+            message = msgspec.json.decode(body, type=_FailureBody).error.message
+        except msgspec.MsgspecError:
+            message = ""
+        message = message or f"the cluster answered with status {status}"
+        if status == 401:
+            another = f"Make a new one with `{self._command('keys add NAME')}`."
+            remedy = another if self.has_key else f"Set {KEY_VARIABLE} or pass --key."
+            return CliError(message, remedy, ExitCode.REFUSED)
+        return CliError(f"{message} (status {status})")
+
+    def _command(self, arguments: str) -> str:
+        return self._place.command(arguments) if self._place is not None else f"pointsman {arguments}"
+
     def _unreachable(self, error: Exception) -> ApiUnreachableError:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        return ApiUnreachableError(f"{self.url} does not answer: {why}", "See `pointsman status`.", ExitCode.REFUSED)
+        return ApiUnreachableError(
+            f"{self.url} does not answer: {why}", f"See `{self._command('status')}`.", ExitCode.REFUSED
+        )
 
 
 def _no_url(url: str) -> CliError:
@@ -131,18 +156,3 @@ def _checked_key(key: str | None) -> str | None:
             ExitCode.USAGE,
         )
     return key
-
-
-def refusal(status: int, body: bytes, with_key: bool) -> CliError:
-    """An HTTP error as an error of the command line."""
-    try:
-        message = msgspec.json.decode(body, type=_FailureBody).error.message
-    except msgspec.MsgspecError:
-        message = ""
-    message = message or f"the cluster answered with status {status}"
-    if status == 401:
-        remedy = (
-            f"Set {KEY_VARIABLE} or pass --key." if not with_key else "Make a new one with `pointsman keys add NAME`."
-        )
-        return CliError(message, remedy, ExitCode.REFUSED)
-    return CliError(f"{message} (status {status})")

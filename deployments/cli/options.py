@@ -12,16 +12,28 @@ from deployments.cli.groups import FLAG
 KEY_VARIABLE = "POINTSMAN_API_KEY"
 URL_VARIABLE = "POINTSMAN_URL"
 
-StateDir: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
+
+def _state_dir(default: str) -> object:
+    return typer.Option(
         "--state-dir",
         metavar="DIR",
-        help="Where the cluster keeps its state, keys, traces and logs. "
-        "Default: $POINTSMAN_STATE_DIR, then ray.state_dir where a config is given, then ~/.local/state/pointsman.",
+        help=f"Where the cluster keeps its state, keys, traces and logs. Default: {default}.",
         show_default=False,
+    )
+
+
+StateDir: TypeAlias = Annotated[
+    Path | None,
+    _state_dir(
+        "$POINTSMAN_STATE_DIR, then ~/.local/state/pointsman; a cluster whose config sets ray.state_dir has to be named"
     ),
 ]
+"""For commands that look for a cluster and read no config to find it."""
+ConfigStateDir: TypeAlias = Annotated[
+    Path | None, _state_dir("$POINTSMAN_STATE_DIR, then ray.state_dir of --config, then ~/.local/state/pointsman")
+]
+OwnStateDir: TypeAlias = Annotated[Path | None, _state_dir("$POINTSMAN_STATE_DIR, then ~/.local/state/pointsman")]
+"""For a command that makes the config itself."""
 Config: TypeAlias = Annotated[
     Path | None,
     typer.Option(

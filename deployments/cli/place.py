@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from deployments.cli.errors import CliError, ExitCode
 from deployments.head.state import (
-    STATE_VARIABLE,
     ClusterState,
     DamagedStateError,
     Phase,
@@ -66,8 +65,9 @@ class Place:
 def find_place(state_dir: Path | None, config: ClusterConfig | None = None) -> Place:
     """The state directory in force: the option, `$POINTSMAN_STATE_DIR`, the config's (where one is read), the user's."""
     if state_dir is not None:
-        return Place(state_dir.expanduser().absolute(), named=os.environ.get(STATE_VARIABLE) != str(state_dir))
-    chosen = state_directory(config.ray.state_dir if config is not None else None)
+        chosen = state_dir.expanduser().absolute()
+    else:
+        chosen = state_directory(config.ray.state_dir if config is not None else None)
     return Place(chosen, named=chosen != state_directory(None))
 
 

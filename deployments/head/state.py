@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
@@ -145,5 +146,5 @@ def lock_state(directory: Path) -> IO[str]:
         who = f"process {state.pid} at {state.url}" if state is not None else f"process {error.note or 'unknown'}"
         raise AlreadyRunningError(
             f"a cluster already runs with state directory {directory} ({who}); "
-            "stop it with `pointsman down`, or give this one another --state-dir"
+            f"stop it with `pointsman down --state-dir {shlex.quote(str(directory))}`, or give this one another --state-dir"
         ) from None

@@ -44,7 +44,7 @@ def chat(  # noqa: PLR0913, PLR0917 - every option is an argument
 
     place = find_place(state_dir)
     state = place.state if url else place.require_state()
-    api = Api(url or (state.url if state is not None else ""), key)
+    api = Api(url or (state.url if state is not None else ""), key, place)
     question = Question(
         messages=[Message("system", system)] if system else [],
         model=model,

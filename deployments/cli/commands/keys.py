@@ -14,7 +14,7 @@ import typer
 from deployments.cli import output
 from deployments.cli.errors import CliError, ExitCode
 from deployments.cli.groups import Command
-from deployments.cli.options import KEY_VARIABLE, Json, RunningConfig, StateDir
+from deployments.cli.options import KEY_VARIABLE, ConfigStateDir, Json, RunningConfig
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -48,7 +48,7 @@ def add(
     requests_per_minute: Annotated[int | None, _limit("--requests-per-minute", "Requests a minute")] = None,
     tokens_per_minute: Annotated[int | None, _limit("--tokens-per-minute", "Tokens a minute")] = None,
     concurrency: Annotated[int | None, _limit("--concurrency", "Requests at once")] = None,
-    state_dir: StateDir = None,
+    state_dir: ConfigStateDir = None,
     config: RunningConfig = None,
     json: Json = False,
 ) -> None:
@@ -78,7 +78,7 @@ def add(
 
 
 @app.command("list", cls=Command)
-def list_keys(state_dir: StateDir = None, config: RunningConfig = None, json: Json = False) -> None:
+def list_keys(state_dir: ConfigStateDir = None, config: RunningConfig = None, json: Json = False) -> None:
     """List the keys, the revoked ones too. The keys themselves are not kept."""
     file, place = _keys_file(state_dir, config)
     records = _load(file)
@@ -106,16 +106,16 @@ def list_keys(state_dir: StateDir = None, config: RunningConfig = None, json: Js
 
 
 @app.command("revoke", cls=Command)
-def revoke(key_id: KeyId, state_dir: StateDir = None, config: RunningConfig = None, json: Json = False) -> None:
+def revoke(key_id: KeyId, state_dir: ConfigStateDir = None, config: RunningConfig = None, json: Json = False) -> None:
     """Refuse a key from now on; a running cluster does so within a second."""
     from deployments.access.keys_file import UnknownKeyError
 
-    file, _ = _keys_file(state_dir, config)
+    file, place = _keys_file(state_dir, config)
     try:
         with _file_errors():
             record = file.revoke(key_id, time.time())
     except UnknownKeyError as error:
-        raise CliError(str(error), code=ExitCode.USAGE) from None
+        raise _unknown(str(error), place) from None
     if json:
         output.print_json(_record(record))
         return
@@ -127,7 +127,7 @@ def usage(
     key_id: Annotated[
         str | None, typer.Argument(metavar="ID", help="One key instead of all.", show_default=False)
     ] = None,
-    state_dir: StateDir = None,
+    state_dir: ConfigStateDir = None,
     config: RunningConfig = None,
     json: Json = False,
 ) -> None:
@@ -140,7 +140,7 @@ def usage(
     file, place = _keys_file(state_dir, config)
     records = _load(file)
     if key_id is not None and key_id not in records:
-        raise CliError("no key has that id", "`pointsman keys list` shows the ids.", ExitCode.USAGE)
+        raise _unknown("no key has that id", place)
     try:
         used = read_usage(usage_path(place.state_dir))
     except sqlite3.Error as error:
@@ -168,6 +168,10 @@ def _keys_file(state_dir: Path | None, config: Path | None) -> tuple[KeysFile, P
     place = find_place(state_dir, named)
     in_force = named if named is not None else load_config(config_in_force(None, place))
     return KeysFile(in_force.keys_path(place.state_dir)), place
+
+
+def _unknown(message: str, place: Place) -> CliError:
+    return CliError(message, f"`{place.command('keys list')}` shows the ids.", ExitCode.USAGE)
 
 
 def _load(file: KeysFile) -> Records:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from deployments.cli.errors import ExitCode
-from deployments.cli.options import Foreground, Json, StartTimeout, StateDir
+from deployments.cli.options import Foreground, Json, OwnStateDir, StartTimeout
 
 
 def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
@@ -58,7 +58,7 @@ def serve(  # noqa: PLR0913, PLR0917 - every option is an argument
     port: Annotated[
         int, typer.Option("--port", min=1, max=65_535, metavar="PORT", help="Port to listen on, on loopback.")
     ] = 8000,
-    state_dir: StateDir = None,
+    state_dir: OwnStateDir = None,
     foreground: Foreground = False,
     timeout: StartTimeout = None,
     json: Json = False,

@@ -56,7 +56,8 @@ def trace(
                     typer.echo(list_to_json(traces))
                 elif traces:
                     output.stdout().print(render_trace_list(traces))
-                    output.remark(("`pointsman trace ID` draws one; the first digits of the id will do.", "dim"))
+                    draw = f"`{place.command('trace ID')}` draws one; the first digits of the id will do."
+                    output.remark((draw, "dim"))
                 else:
                     output.print_line(f"There are no traces in {path} yet; `{place.command('chat HELLO')}` makes one.")
                 return

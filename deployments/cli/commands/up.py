@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from deployments.cli.errors import ExitCode
-from deployments.cli.options import Config, Foreground, Json, StartTimeout, StateDir
+from deployments.cli.options import Config, ConfigStateDir, Foreground, Json, StartTimeout
 
 
 def up(
     config: Config = None,
-    state_dir: StateDir = None,
+    state_dir: ConfigStateDir = None,
     foreground: Foreground = False,
     timeout: StartTimeout = None,
     json: Json = False,

@@ -54,7 +54,7 @@ def test_a_revoked_key_stays_in_the_file_as_revoked(file: KeysFile) -> None:
     assert file.revoke(gone.id, 123.0).revoked == 123.0
     assert file.revoke(gone.id, 456.0).revoked == 123.0
     assert file.load() == {kept.id: kept, gone.id: gone.revoke(123.0)}
-    with pytest.raises(UnknownKeyError, match="keys list"):
+    with pytest.raises(UnknownKeyError, match="no key has that id"):
         file.revoke("nosuchid", 1.0)
 
 

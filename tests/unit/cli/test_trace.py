@@ -5,7 +5,9 @@ import threading
 import time
 
 import pytest
+from typer.testing import CliRunner
 
+from deployments.cli.app import app
 from deployments.paths import traces_path
 from deployments.telemetry.spans import StoredSpan
 from deployments.telemetry.store import TraceStore
@@ -50,6 +52,11 @@ def test_the_list(invoke, two_traces):
     done = invoke("trace")
     assert done.stdout.index(NEW) < done.stdout.index(OLD)
     assert [trace["trace_id"] for trace in json.loads(invoke("trace", "--json", "-n", "1").stdout)] == [NEW]
+
+
+def test_the_hint_below_the_list_leads_to_the_same_store(two_traces, state_dir):
+    done = CliRunner().invoke(app, ["trace", "--state-dir", str(state_dir)])
+    assert f"`pointsman trace ID --state-dir {state_dir}` draws one" in " ".join(done.stderr.split())
 
 
 def test_a_trace_that_is_not_there_yet_is_waited_for(invoke, store):

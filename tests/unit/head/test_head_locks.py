@@ -51,7 +51,7 @@ def test_a_lock_directory_that_others_may_use_is_refused(tmp_path, runtime_dir):
 def test_a_state_directory_is_held_once_and_says_by_whom(tmp_path):
     with lock_state(tmp_path):
         assert lock_holder(tmp_path / "head.lock") == str(os.getpid())
-        with pytest.raises(AlreadyRunningError, match=f"process {os.getpid()}"):
+        with pytest.raises(AlreadyRunningError, match=f"process {os.getpid()}.*down --state-dir {tmp_path}`"):
             lock_state(tmp_path)
     assert lock_holder(tmp_path / "head.lock") is None
 
