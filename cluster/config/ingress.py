@@ -8,9 +8,10 @@ from cluster.config.base import Section
 
 
 class LimitsConfig(Section):
-    """Bounds on what a user can send. Past them the answer is a 4xx that names field and limit.
+    """Bounds on what a user can send. Past one on the request itself the answer is a 4xx that says which, and the limit.
 
-    Those on what an ingress holds at once are not the caller's mistake: they are answered 503, or end the stream.
+    What an ingress holds at once is nobody's mistake: past `max_concurrent_requests` and `body_bytes_at_once` the answer is
+    503, and past `max_buffered_bytes_per_stream` a stream ends with an error and an answer in one piece is a 500.
     """
 
     body_bytes: int = Field(1_048_576, ge=1024, le=67_108_864)

@@ -10,7 +10,10 @@ from cluster.config.base import Section
 
 
 class TelemetryConfig(Section):
-    """Traces and logs. Standard `OTEL_*` variables may name a collector besides what `traces` says; docs/tracing.md."""
+    """Traces and logs. Standard `OTEL_*` variables win over `sample_ratio` and `service_name`.
+
+    They also name a collector, which gets traces beside the local store; `traces: off` stays off. See docs/tracing.md.
+    """
 
     traces: Literal["store", "otlp", "off"] = "store"
     """`store` keeps traces in a local file for `pointsman trace`, `otlp` sends them to a collector, `off` makes none."""
