@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -60,6 +62,23 @@ async def exchange(port: int, data: bytes) -> bytes:
     async with connected(port) as (reader, writer):
         writer.write(data)
         return await asyncio.wait_for(reader.read(), 5)
+
+
+async def test_what_is_refused_before_it_is_a_request_has_a_code_and_an_id(free_port: int) -> None:
+    half = b"GET / HTTP/1.1\r\nhost: x\r\n"
+    async with serving(free_port, []):
+        for data, status, code in (
+            (b"no HTTP at all\r\n\r\n", 400, "invalid_http"),
+            (half + b"x: " + b"y" * 3000, 431, "headers_too_large"),
+            (half, 408, "request_timeout"),
+        ):
+            head, _, body = (await exchange(free_port, data)).partition(b"\r\n\r\n")
+            first, *headers = head.decode().split("\r\n")
+            assert first.split()[1] == str(status)
+            error = json.loads(body)["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", code)
+            given = dict(header.split(": ", 1) for header in headers)
+            assert re.fullmatch("[0-9a-f]{32}", given["x-request-id"])
 
 
 async def test_pipelined_requests_are_not_queued(free_port: int) -> None:
