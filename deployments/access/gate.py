@@ -124,7 +124,7 @@ class Gate:
             yield AdmittedRequest(admission, key, self._book)
 
     def refused(self, key: KeyRecord | None) -> None:
-        """Count a request that got an error instead of an answer."""
+        """Count a request that got an error, be it in place of an answer or at the end of one that broke."""
         if key is not None:
             self._book.add(key.id, KeyUsage(rejected=1))
 

@@ -49,7 +49,7 @@ class KeyUsage:
     requests: int = 0
     """Requests admitted."""
     rejected: int = 0
-    """Requests answered with an error instead of tokens."""
+    """Requests that got an error: refused here, failed, refused by the engine, or a stream that broke."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     last_used: float = 0.0

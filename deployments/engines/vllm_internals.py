@@ -1,6 +1,7 @@
 """What reaches into vLLM's engine, its core and its model runner.
 
-So do `vllm_tokenizing`, `vllm_window` and `vllm_special_tokens` into its renderer; all else uses public extension points.
+`vllm_tokenizing` and `vllm_window` reach into its renderer, `vllm_special_tokens` into a tokenizer; the rest uses vLLM's
+classes as they are.
 Pinned to one release and checked at start-up: a vLLM that moved one of these parts is refused by name instead of
 misbehaving later.
 """

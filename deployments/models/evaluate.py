@@ -26,7 +26,7 @@ from deployments.processor import working_dtype
 
 _ROWS_AT_ONCE = 4
 HELD_OUT_TOKENS = 6144
-"""Tokens of each kind that the figures in `docs/models.md` were measured on."""
+"""Tokens of each kind that are measured on unless told otherwise; `docs/models.md` says what its tables are of."""
 
 
 def load_model(folder: Path) -> PreTrainedModel:
