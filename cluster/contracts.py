@@ -127,9 +127,7 @@ def _completion_tokens(contract: Contract, request: ChatRequest | CompletionRequ
     limit = contract.max_completion_tokens
     if request.max_tokens is not None:
         if limit is not None and request.max_tokens > limit:
-            field = next(
-                (name for name in ("max_completion_tokens", "max_tokens") if name in request.body), "max_tokens"
-            )
+            field = "max_completion_tokens" if "max_completion_tokens" in request.body else "max_tokens"
             raise bad_request(field, f"`{field}` must be at most {limit} for {contract.label}.")
         return request.max_tokens
     default = contract.default_completion_tokens
