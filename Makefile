@@ -30,7 +30,9 @@ down: env ## Stop the cluster and every process of it
 	@.venv/bin/pointsman down
 
 .PHONY: test
-test: env ## Run the fast tests, then those on real engines
+test: env ## Build the models if need be, run the fast tests, then those on real engines
+	@# Before the tests, whose time limits are not made for this; half a second when all is in place.
+	@.venv/bin/pointsman models build --config infra/clusters/local.yaml
 	@$(RUN) -m pytest -m "not slow" $(ARGS)
 
 .PHONY: test-fast

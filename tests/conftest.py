@@ -15,6 +15,10 @@ TESTS = Path(__file__).parent
 ORDER = ("unit", "property", "simulation", "integration", "faults")
 # What is under these folders runs real processes, so it is marked `integration` without every file saying so.
 REAL_PROCESSES = ("integration", "faults")
+SHARED_CLUSTERS = ("running_cluster", "simulated_cluster")
+"""Tests of one of these follow one another, and it is stopped after the last: on two cores an idle one costs all others."""
+ENVIRONMENTS = pytest.StashKey[dict[str, dict[str, str]]]()
+"""Of the shared clusters that run, by fixture."""
 
 
 def _folder_of(item: pytest.Item) -> str:
@@ -25,17 +29,37 @@ def _folder_of(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order by folder, slow ones last within each, and mark what runs real processes."""
+    """Quick ones first, then by the cluster they share, then by folder, slow ones last; mark what runs real processes."""
     for item in items:
         if _folder_of(item) in REAL_PROCESSES:
             item.add_marker(pytest.mark.integration)
 
-    def rank(item: pytest.Item) -> tuple[int, bool]:
+    def rank(item: pytest.Item) -> tuple[bool, bool, int, int]:
         folder = _folder_of(item)
         place = ORDER.index(folder) if folder in ORDER else len(ORDER)
-        return place, item.get_closest_marker("slow") is not None
+        slow = item.get_closest_marker("slow") is not None
+        return folder in REAL_PROCESSES, slow, _shared_rank(item), place
 
     items.sort(key=rank)
+
+
+def _shared_rank(item: pytest.Item) -> int:
+    used = _shared(item)
+    return SHARED_CLUSTERS.index(used[0]) if used else len(SHARED_CLUSTERS)
+
+
+def _shared(item: pytest.Item | None) -> list[str]:
+    names = getattr(item, "fixturenames", ())
+    return [name for name in SHARED_CLUSTERS if name in names]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the shared clusters that the next test does not use. The order above says that no later one does either."""
+    running = item.config.stash.get(ENVIRONMENTS, {})
+    for name in _shared(item):
+        if name in running and name not in _shared(nextitem):
+            stop_cluster(running.pop(name))
 
 
 def _port() -> int:
@@ -59,17 +83,27 @@ def state_dir(tmp_path: Path) -> Path:
     return folder
 
 
+def _shared_until_unused(name: str, cluster: RunningCluster, config: pytest.Config) -> Iterator[RunningCluster]:
+    """Yield the cluster; `pytest_runtest_teardown` stops it, or the end of the session if it could not."""
+    running = config.stash.setdefault(ENVIRONMENTS, {})
+    running[name] = cluster.env
+    yield cluster
+    if running.pop(name, None) is not None:
+        stop_cluster(cluster.env)
+
+
 @pytest.fixture(scope="session")
-def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+def running_cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[RunningCluster]:
     """The embedded default with real engines. Shared: leave it as you found it, all models ready."""
     state_dir: Path = tmp_path_factory.mktemp("cluster") / "state"
     cluster = start_cluster(local_config(), state_dir, _port())
-    yield cluster
-    stop_cluster(cluster.env)
+    yield from _shared_until_unused("running_cluster", cluster, pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def simulated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+def simulated_cluster(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[RunningCluster]:
     """Two simulated models, the second a quick one; keys required, little patience with slow clients."""
     state_dir: Path = tmp_path_factory.mktemp("simulated") / "state"
     config = simulated_config("alpha", "beta") | {
@@ -85,5 +119,4 @@ def simulated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         "kv_blocks": 512,
     }
     cluster = start_cluster(config, state_dir, _port())
-    yield cluster
-    stop_cluster(cluster.env)
+    yield from _shared_until_unused("simulated_cluster", cluster, pytestconfig)
