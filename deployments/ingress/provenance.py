@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import EngineReply
 from deployments.ingress.dispatch import Answer
 
@@ -42,6 +42,8 @@ class Provenance:
             "model": self.decision.model,
             "role": self.decision.role,
             "reason": self.decision.reason,
+            "rule": self.decision.reason_code,
+            "score": self.decision.score,
             "engine": answer.engine,
             "attempts": self.earlier + answer.attempts,
             "trace_id": self.trace_id,
