@@ -27,12 +27,24 @@ SETTINGS_OF_ENGINE: Final = {
 }
 
 
+def _check_calibration(path: str, model: ModelConfig) -> Iterator[Mistake]:
+    for position in range(1, len(model.calibration)):
+        before, point = model.calibration[position - 1 : position + 1]
+        if point[0] < before[0] or point[1] < before[1]:
+            yield Mistake(
+                f"{path}.calibration.{position}",
+                "this point lies below the one before it, but a surer answer cannot be right less often",
+                "fit them anew with `python -m loadtests.calibrate`",
+            )
+
+
 def check_model(path: str, model: ModelConfig) -> Iterator[Mistake]:
     """Mistakes of one model; `path` is that of the model."""
     yield from _check_source(path, model)
     yield from _check_roles(path, model)
     yield from _check_engine(path, model)
     yield from _check_replicas(f"{path}.replicas", model)
+    yield from _check_calibration(path, model)
 
 
 def _check_source(path: str, model: ModelConfig) -> Iterator[Mistake]:

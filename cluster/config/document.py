@@ -108,6 +108,8 @@ def _values(spec: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in spec["enum"])
     kind = str(spec.get("type", "any"))
     if kind == "array":
+        if "prefixItems" in spec:
+            return "pairs of " + " and ".join(_values(item, definitions) for item in spec["prefixItems"])
         return f"list of {_values(spec['items'], definitions)}"
     if kind == "object":
         return "sections by name"

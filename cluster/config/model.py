@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,10 @@ SOURCE_PATTERN: Final = (
     r"|hf:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9][A-Za-z0-9._/-]{0,127})?"
     r"|path:/.{1,4000})$"
 )
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+CalibrationPoint = tuple[Fraction, Fraction]
 
 
 class ReplicaConfig(Section):
@@ -94,6 +98,8 @@ class ModelConfig(Section):
     """How many of it there are."""
     price_per_million_tokens: float = Field(0.0, ge=0, le=1e6)
     """What a million of its tokens cost, in the money that you count in; routing prefers the cheaper of equals."""
+    calibration: tuple[CalibrationPoint, ...] = Field((), max_length=64)
+    """Points of raw confidence and share of right answers, both 0 to 1 and never falling; empty: not calibrated."""
     upstream: UpstreamConfig | None = None
     """The server behind an external model; null for all other kinds."""
 

@@ -26,29 +26,56 @@ FLOOR: Final = -20.0
 class TokenConfidence:
     """What the log probabilities of an answer's tokens say. Of several choices, those of the first."""
 
-    tokens: int
-    """Tokens judged."""
-    mean_logprob: float
+    score: float
+    """0 to 1, 1 sure."""
+    calibrated: bool = False
+    """Whether `score` is the share of such answers of this model that are right; else it only ranks them."""
+    mean_logprob: float = 0.0
     """Mean log probability of the tokens that were chosen, nats, 0 at best."""
-    weakest_window: float
+    weakest_window: float = 0.0
     """The worst mean over `WINDOW` tokens in a row, nats."""
-    margin: float
+    margin: float = 0.0
     """Mean distance of the most likely token to the second, in probability, 0 to 1."""
-    entropy: float
+    entropy: float = 0.0
     """Mean entropy over the `TOP` tokens and the rest, nats."""
+    tokens: int = 0
+    """Tokens judged."""
 
-    @property
-    def raw(self) -> float:
-        """The four as one figure, 0 to 1, 1 sure. Says nothing yet of how often such an answer is right: see `Calibration`."""
-        certainty = 1.0 - self.entropy / math.log(TOP + 1)
-        parts = (math.exp(self.mean_logprob), math.exp(self.weakest_window), self.margin, certainty)
-        return min(1.0, max(0.0, sum(parts) / len(parts)))
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """From raw confidence to the share of right answers, a monotone line through points (isotonic regression).
+
+    Source: Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    """Raw confidence and share, both 0 to 1, neither ever falling; empty: not calibrated."""
+
+    def score(self, raw: float) -> float:
+        """The share of right answers at a raw confidence, 0 to 1; without points the raw confidence itself."""
+        if not self.points:
+            return raw
+        before = self.points[0]
+        if raw <= before[0]:
+            return before[1]
+        for point in self.points[1:]:
+            if raw <= point[0]:
+                width = point[0] - before[0]
+                share = (raw - before[0]) / width if width > 0 else 1.0
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1]
+
+
+NOT_CALIBRATED: Final = Calibration()
 
 
 class ConfidenceMeter:
     """Takes in one token after the other; holds a window of them, however long the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, calibration: Calibration = NOT_CALIBRATED) -> None:
+        self._calibration = calibration
         self.tokens = 0
         self._sum = self._margins = self._entropies = 0.0
         self._recent: deque[float] = deque(maxlen=WINDOW)
@@ -79,44 +106,21 @@ class ConfidenceMeter:
         if not self.tokens:
             return None
         count = self.tokens
+        mean, margin = self._sum / count, min(1.0, self._margins / count)
         entropy = min(math.log(TOP + 1), max(0.0, self._entropies / count))
-        return TokenConfidence(count, self._sum / count, self._weakest, min(1.0, self._margins / count), entropy)
+        return TokenConfidence(
+            score=self._calibration.score(raw_confidence(mean, self._weakest, margin, entropy)),
+            calibrated=bool(self._calibration.points),
+            mean_logprob=mean,
+            weakest_window=self._weakest,
+            margin=margin,
+            entropy=entropy,
+            tokens=count,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """How much an answer is trusted."""
-
-    score: float
-    """0 to 1; calibrated: how often such answers of this model are right."""
-    calibrated: bool
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """From raw confidence to the share of right answers, a monotone line through points (isotonic regression).
-
-    Source: Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    """Raw confidence and share, both 0 to 1, the first ascending, the second never falling; empty: not calibrated."""
-
-    def judge(self, confidence: TokenConfidence) -> Judgement:
-        """The judgement of one answer."""
-        if not self.points:
-            return Judgement(confidence.raw, False, confidence.tokens)
-        return Judgement(self._at(confidence.raw), True, confidence.tokens)
-
-    def _at(self, raw: float) -> float:
-        before = self.points[0]
-        if raw <= before[0]:
-            return before[1]
-        for point in self.points[1:]:
-            if raw <= point[0]:
-                width = point[0] - before[0]
-                share = (raw - before[0]) / width if width > 0 else 1.0
-                return before[1] + share * (point[1] - before[1])
-            before = point
-        return before[1]
+def raw_confidence(mean_logprob: float, weakest_window: float, margin: float, entropy: float) -> float:
+    """The four figures of an answer as one, 0 to 1, 1 sure. Says nothing yet of how often such an answer is right."""
+    certainty = 1.0 - entropy / math.log(TOP + 1)
+    parts = (math.exp(mean_logprob), math.exp(weakest_window), margin, certainty)
+    return min(1.0, max(0.0, sum(parts) / len(parts)))

@@ -67,7 +67,7 @@ class EngineRequest:
     """Tokens that the prompt may have by its contract, for engines that count them; None: what the model holds."""
     judge: bool = False
     """Whether the reply is to say how sure the model was of its tokens."""
-    judge_after: int | None = None
+    judge_tokens: int | None = None
     """For a stream: tokens after which an event of `judged_event` is to say so ahead of the end; None: never."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.api.errors import ApiError
-from cluster.routing.confidence import ConfidenceMeter
+from cluster.routing.confidence import Calibration, ConfidenceMeter
 from deployments.engines import vllm_errors
 from deployments.engines.judging import Judging
 from deployments.engines.protocol import (
@@ -46,6 +46,7 @@ class VllmEngine:
 
     def __init__(self, launch: VllmLaunch) -> None:
         self._launch = launch
+        self._calibration = Calibration(launch.model.calibration)
         self._closed = threading.Event()
         self._engine: AsyncLLM | None = None
         self._layer: OpenAILayer | None = None
@@ -119,7 +120,7 @@ class VllmEngine:
             # How much of a prompt was cached is told: another tenant's would be told with it.
             body["cache_salt"] = request.tenant
         prompt_limit.set(request.max_prompt_tokens)
-        judging = ConfidenceMeter() if request.judge else None
+        judging = ConfidenceMeter(self._calibration) if request.judge else None
         meter.set(judging)
         truncated = TokenUsage()
         try:
@@ -130,7 +131,7 @@ class VllmEngine:
                 # vLLM turns a cancellation into an error answer; who cancelled must see it end.
                 raise asyncio.CancelledError
             if isinstance(answer, AsyncGenerator):
-                reply = await self._stream(answer, Judging(emit, judging, request.judge_after), truncated)
+                reply = await self._stream(answer, Judging(emit, judging, request.judge_tokens), truncated)
             else:
                 reply = self._plain(answer)
         except ApiError as error:

@@ -77,7 +77,7 @@ class SimulatedEngine:
         writer = Writer(request.endpoint, request.request_id, shown_name(self._name), self._clock.wall())
         # The serial keeps two requests apart that were given the same id.
         key = f"{self._serial}:{request.request_id}"
-        pretence = Pretence(self._confidence, request.judge_after) if request.judge else None
+        pretence = Pretence(self._confidence, request.judge_tokens) if request.judge else None
         active = Active(key, work, writer, emit if work.stream else None, request.tenant, pretence)
         for sequence in active.sequences:
             self._active[sequence.key] = active

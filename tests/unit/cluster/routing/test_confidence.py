@@ -22,11 +22,11 @@ def judged(*tokens: float, rest: float = 0.0) -> TokenConfidence:
 def test_the_figures_of_a_known_answer() -> None:
     certain = judged(*[0.0] * 20)
     assert (certain.mean_logprob, certain.weakest_window, certain.margin, certain.entropy) == (0, 0, 1, 0)
-    assert certain.raw == 1.0
+    assert certain.score == 1.0
     half = judged(math.log(0.5), rest=math.log(0.5))
     assert half.margin == pytest.approx(0)
     assert half.entropy == pytest.approx(math.log(2))
-    assert half.raw < certain.raw
+    assert half.score < certain.score
 
 
 def test_the_weakest_window_finds_one_bad_phrase_in_a_long_answer() -> None:
@@ -53,7 +53,7 @@ def test_every_figure_stays_within_its_bounds(tokens: list[tuple[float, list[flo
     assert result.weakest_window <= result.mean_logprob + 1e-9 or result.tokens > WINDOW
     assert 0 <= result.margin <= 1
     assert 0 <= result.entropy <= math.log(TOP + 1)
-    assert 0 <= result.raw <= 1
+    assert 0 <= result.score <= 1
 
 
 @given(
@@ -64,15 +64,18 @@ def test_a_calibration_never_trusts_the_less_sure_answer_more(
 ) -> None:
     raws, shares = sorted(raw for raw, _ in points), sorted(share for _, share in points)
     calibration = Calibration(tuple(zip(raws, shares, strict=True)))
-    low, high = sorted((judged(first), judged(second)), key=lambda result: result.raw)
-    assert calibration.judge(low).score <= calibration.judge(high).score + 1e-9
-    assert shares[0] <= calibration.judge(low).score <= shares[-1]
+    low, high = sorted((judged(first).score, judged(second).score))
+    assert calibration.score(low) <= calibration.score(high) + 1e-9
+    assert shares[0] <= calibration.score(low) <= shares[-1]
 
 
 def test_without_points_the_raw_figure_is_said_to_be_uncalibrated() -> None:
-    judgement = Calibration(()).judge(judged(-0.1))
-    assert (judgement.score, judgement.calibrated) == (judged(-0.1).raw, False)
-    assert Calibration(((0.2, 0.1), (0.8, 0.9))).judge(judged(0.0)).calibrated
+    assert not judged(-0.1).calibrated
+    meter = ConfidenceMeter(Calibration(((0.2, 0.1), (0.8, 0.9))))
+    meter.add(0.0, [0.0])
+    told = meter.result()
+    assert told is not None
+    assert (told.score, told.calibrated) == (0.9, True)
 
 
 @pytest.mark.parametrize(
