@@ -108,9 +108,8 @@ def _values(spec: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in spec["enum"])
     kind = str(spec.get("type", "any"))
     if kind == "array":
-        if "prefixItems" in spec:
-            return "pairs of " + " and ".join(_values(item, definitions) for item in spec["prefixItems"])
-        return f"list of {_values(spec['items'], definitions)}"
+        pair = " and ".join(_values(item, definitions) for item in spec.get("prefixItems", ()))
+        return f"pair of {pair}" if pair else f"list of {_values(spec['items'], definitions)}"
     if kind == "object":
         return "sections by name"
     limits = [text.format(spec[key]) for key, text in _LIMITS if key in spec]
