@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cluster.config.base import Role, Section
+from cluster.config.feedback import FeedbackConfig
 
 
 class RoutingConfig(Section):
@@ -20,3 +21,5 @@ class RoutingConfig(Section):
     """Role that takes requests which look like code, a name."""
     default_role: Role = "strong"
     """Role that takes everything else, a name."""
+    feedback: FeedbackConfig = FeedbackConfig()
+    """What is done about an answer that its model was not sure of."""
