@@ -8,6 +8,7 @@ from typing import Final
 from cluster.api.errors import bad_request
 from cluster.api.fields import Fields, required
 from cluster.api.json_body import JsonObject
+from cluster.api.knobs import NO_KNOBS, Knobs
 from cluster.api.known_fields import CHAT, REFUSED
 from cluster.api.messages import read_messages
 from cluster.api.prompt_size import check_prompt_bytes, estimate_tokens
@@ -49,6 +50,8 @@ class ChatRequest:
     """Text of the last user message, for routing signals."""
     body: JsonObject = field(repr=False)
     """The cleaned body, without `model`, to hand to an engine. Not to be changed in place."""
+    knobs: Knobs = NO_KNOBS
+    """What the caller set beside the model."""
 
     @property
     def sequences(self) -> int:

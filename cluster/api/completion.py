@@ -9,6 +9,7 @@ from cluster.api.errors import bad_request
 from cluster.api.fields import Fields, required
 from cluster.api.inputs import read_inputs
 from cluster.api.json_body import JsonObject
+from cluster.api.knobs import NO_KNOBS, Knobs
 from cluster.api.known_fields import COMPLETION, REFUSED
 from cluster.api.prompt_size import estimate_tokens
 from cluster.api.sampling import read_sampling
@@ -39,6 +40,8 @@ class CompletionRequest:
     """The first prompt, for routing signals; empty for token ids."""
     body: JsonObject = field(repr=False)
     """The cleaned body, without `model`, to hand to an engine. Not to be changed in place."""
+    knobs: Knobs = NO_KNOBS
+    """What the caller set beside the model."""
 
     @property
     def sequences(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from cluster.api.json_body import JsonObject
 
@@ -40,3 +41,7 @@ class Knobs:
     verify: Verify | None = None
     two_stage: bool = False
     """Whether one model finds the facts and another one words them."""
+
+
+NO_KNOBS: Final = Knobs()
+"""What holds for a caller who sets none."""

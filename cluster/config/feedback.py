@@ -21,7 +21,7 @@ class FeedbackConfig(Section):
     max_tokens: int = Field(8192, ge=1, le=16_777_216)
     """Prompt and completion tokens that all attempts at one request may take together."""
     requery_temperature: float = Field(0.2, gt=0, le=2)
-    """Temperature of further attempts; an answer that was drawn with this or less is not asked for again."""
+    """Temperature of further attempts (no unit); an answer that was drawn with this or less is not asked for again."""
     gate_tokens: int = Field(16, ge=1, le=1024)
     """Tokens of a stream that are held back until its beginning is judged."""
     escalate_to: tuple[ModelName, ...] = Field((), max_length=16)
@@ -36,7 +36,7 @@ class FeedbackConfig(Section):
     verifier_timeout_s: float = Field(10.0, gt=0, le=600)
     """Seconds that the verifier may take; later, the answer counts as not verified."""
     hook: str | None = Field(None, max_length=256, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """Import path (`package.module:function`) of a check of your own on every answer; null: none."""
+    """Import path (`package.module:function`) of a check of your own on every answer that is judged; null: none."""
     hook_timeout_s: float = Field(1.0, gt=0, le=60)
     """Seconds that the hook may take; later, the answer counts as not verified."""
     facts_role: Role = "facts"

@@ -118,6 +118,12 @@ def next_step(attempts: Sequence[Attempt], bounds: Bounds, ready: Collection[str
     return Escalate(following, temperature, f"{wrong}; asking {following}")
 
 
+def best_of(attempts: Sequence[Attempt]) -> int | None:
+    """The attempt (counted from 0) whose answer is the best of those that can still be sent; None if none can."""
+    kept = [at for at, attempt in enumerate(attempts) if attempt.kept and attempt.failed is None]
+    return max(kept, key=lambda at: _merit(attempts[at]), default=None)
+
+
 def escalation_of(config: ClusterConfig, decision: RouteDecision) -> tuple[str, ...]:
     """Models to ask after the chosen one, in order: those of the config, else those that take over from it."""
     targets = config.routing.feedback.escalate_to
@@ -192,10 +198,9 @@ def _can_vary(attempt: Attempt, bounds: Bounds) -> bool:
 def _end(attempts: Sequence[Attempt], bounds: Bounds, why: str) -> Step:
     if bounds.template:
         return Template(f"{why}; answering from the passages")
-    kept = [at for at, attempt in enumerate(attempts) if attempt.kept and attempt.failed is None]
-    if not kept:
+    best = best_of(attempts)
+    if best is None:
         return Template(f"{why}; no attempt has an answer")
-    best = max(kept, key=lambda at: _merit(attempts[at]))
     return Accept(best, False, f"{why}; sending the best answer, that of attempt {best + 1}")
 
 

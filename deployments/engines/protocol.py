@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from cluster.api.json_body import JsonObject
+from cluster.routing.confidence import TokenConfidence
 
 Emit = Callable[[bytes], None]
 """Takes one or more whole server-sent events, encoded (`data: {...}\\n\\n`). Never blocks, never raises.
@@ -41,6 +42,10 @@ class EngineRequest:
     """Whose request it is. Cached prompts are shared within a tenant, never between two; empty: no key was shown."""
     max_prompt_tokens: int | None = None
     """Tokens that the prompt may have by its contract, for engines that count them; None: what the model holds."""
+    judge: bool = False
+    """Whether the reply is to say how sure the model was of its tokens."""
+    judge_tokens: int | None = None
+    """Tokens of a stream after which a first judgement is to be sent ahead; None: none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class EngineReply:
     finish_reason: str | None = None
     retry_after_s: int | None = None
     """Seconds after which a request refused with 429 or 503 may be sent again; None: the engine does not know."""
+    confidence: TokenConfidence | None = None
+    """How sure the model was of the answer's tokens; None: not asked for, or the engine cannot say."""
 
 
 @dataclass(frozen=True, slots=True)

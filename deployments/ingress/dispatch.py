@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
 
+from cluster.routing.confidence import TokenConfidence
 from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
@@ -59,6 +60,11 @@ class Answer:
     def reply(self) -> EngineReply | None:
         """How the request ended, once `next` has returned None."""
         return None if self._stream is None else self._stream.reply
+
+    @property
+    def early(self) -> TokenConfidence | None:
+        """How sure the model is of the answer's beginning, as far as it was asked for and is known."""
+        return None if self._stream is None else self._stream.early
 
     @property
     def replica_id(self) -> str | None:
