@@ -21,7 +21,7 @@ class FeedbackConfig(Section):
     max_tokens: int = Field(8192, ge=1, le=16_777_216)
     """Prompt and completion tokens that all attempts at one request may take together."""
     requery_temperature: float = Field(0.2, gt=0, le=2)
-    """Temperature of further attempts (no unit); an answer that was drawn with this or less is not asked for again."""
+    """Temperature of further attempts, a number; an answer that was drawn with this or less is not asked for again."""
     gate_tokens: int = Field(16, ge=1, le=1024)
     """Tokens of a stream that are held back until its beginning is judged."""
     escalate_to: tuple[ModelName, ...] = Field((), max_length=16)
