@@ -14,7 +14,7 @@ from cluster.api.prompt_size import fewest_tokens
 from cluster.api.requests import ApiRequest
 from cluster.config.cluster import ClusterConfig
 from cluster.config.contract import DEFAULT_TIMEOUT_S, ContractConfig, Sampling
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision, SamplingRuling
 
 COMPLETION_DEFAULT_TOKENS: Final = 16
 """What OpenAI's completions endpoint makes of an open `max_tokens`."""
@@ -39,6 +39,8 @@ class Contract:
     sampling: Sampling
     latency_target_s: float | None
     timeout_s: float
+    ruling: SamplingRuling | None = None
+    """What a routing rule says of sampling, where the contract leaves it to the caller."""
 
     @property
     def label(self) -> str:
@@ -48,7 +50,10 @@ class Contract:
 
 def contract_for(config: ClusterConfig, decision: RouteDecision) -> Contract:
     """The contract for a request that was routed by `decision`."""
-    return contract_of(config, decision.model, decision.role)
+    contract = contract_of(config, decision.model, decision.role)
+    if decision.sampling is None or contract.sampling is not Sampling.CALLER:
+        return contract
+    return replace(contract, ruling=decision.sampling)
 
 
 def contract_of(config: ClusterConfig, model: str, role: str | None = None) -> Contract:
@@ -98,15 +103,18 @@ def enforce(contract: Contract, request: Request) -> Request:
 
 def _sampling(contract: Contract, request: ChatRequest | CompletionRequest) -> tuple[float | None, int | None]:
     """Temperature and seed in force."""
-    if contract.sampling is Sampling.DETERMINISTIC:
+    sampling, who, ruling = contract.sampling, contract.label, contract.ruling
+    if ruling is not None and (ruling.strict or (request.temperature is None and request.n == 1)):
+        sampling, who = ruling.sampling, f"the routing rule {ruling.rule}"
+    if sampling is Sampling.DETERMINISTIC:
         if request.temperature:
-            raise _mode(contract, "temperature", "samples deterministically; leave `temperature` out or send 0")
+            raise _mode(who, "temperature", "samples deterministically; leave `temperature` out or send 0")
         if request.n > 1:
-            raise _mode(contract, "n", "samples deterministically, so all answers are the same; send `n` 1")
+            raise _mode(who, "n", "samples deterministically, so all answers are the same; send `n` 1")
         return 0.0, DETERMINISTIC_SEED if request.seed is None else request.seed
-    if contract.sampling is Sampling.STOCHASTIC:
+    if sampling is Sampling.STOCHASTIC:
         if request.temperature == 0:
-            raise _mode(contract, "temperature", "samples stochastically; send a `temperature` above 0 or leave it out")
+            raise _mode(who, "temperature", "samples stochastically; send a `temperature` above 0 or leave it out")
         return (1.0 if request.temperature is None else request.temperature), request.seed
     return request.temperature, request.seed
 
@@ -139,5 +147,5 @@ def _completion_tokens(contract: Contract, request: ChatRequest | CompletionRequ
     return default
 
 
-def _mode(contract: Contract, param: str, message: str) -> ApiError:
-    return bad_request(param, f"{contract.label[:1].upper()}{contract.label[1:]} {message}.")
+def _mode(who: str, param: str, message: str) -> ApiError:
+    return bad_request(param, f"{who[:1].upper()}{who[1:]} {message}.")

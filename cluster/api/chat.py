@@ -8,7 +8,7 @@ from typing import Final
 from cluster.api.errors import bad_request
 from cluster.api.fields import Fields, required
 from cluster.api.json_body import JsonObject
-from cluster.api.knobs import NO_KNOBS, Knobs
+from cluster.api.knobs import NO_KNOBS, Knobs, read_knobs
 from cluster.api.known_fields import CHAT, REFUSED
 from cluster.api.messages import read_messages
 from cluster.api.prompt_size import check_prompt_bytes, estimate_tokens
@@ -51,7 +51,7 @@ class ChatRequest:
     body: JsonObject = field(repr=False)
     """The cleaned body, without `model`, to hand to an engine. Not to be changed in place."""
     knobs: Knobs = NO_KNOBS
-    """What the caller set beside the model."""
+    """What the caller says about routing."""
 
     @property
     def sequences(self) -> int:
@@ -98,6 +98,7 @@ def parse_chat(body: JsonObject, limits: LimitsConfig) -> ChatRequest:
         logprobs=logprobs,
         text=messages.last_user_text,
         body=engine_body,
+        knobs=read_knobs(fields),
     )
 
 

@@ -9,7 +9,7 @@ from cluster.api.errors import bad_request
 from cluster.api.fields import Fields, required
 from cluster.api.inputs import read_inputs
 from cluster.api.json_body import JsonObject
-from cluster.api.knobs import NO_KNOBS, Knobs
+from cluster.api.knobs import NO_KNOBS, Knobs, read_knobs
 from cluster.api.known_fields import COMPLETION, REFUSED
 from cluster.api.prompt_size import estimate_tokens
 from cluster.api.sampling import read_sampling
@@ -41,7 +41,7 @@ class CompletionRequest:
     body: JsonObject = field(repr=False)
     """The cleaned body, without `model`, to hand to an engine. Not to be changed in place."""
     knobs: Knobs = NO_KNOBS
-    """What the caller set beside the model."""
+    """What the caller says about routing."""
 
     @property
     def sequences(self) -> int:
@@ -87,4 +87,5 @@ def parse_completion(body: JsonObject, limits: LimitsConfig) -> CompletionReques
         logprobs=logprobs is not None,
         text=inputs.first_text,
         body=engine_body,
+        knobs=read_knobs(fields),
     )

@@ -1,47 +1,93 @@
-"""What a caller may set beside the model: the `pointsman` object of a request, within the operator's bounds."""
+"""The request field `pointsman`: what a caller may say about routing, and nothing about the answer's text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from cluster.api.json_body import JsonObject
+from cluster.api.answer_knobs import Passage, Verify, read_passages, read_verify
+from cluster.api.errors import bad_request
+from cluster.api.fields import Fields
+from cluster.routing.latency_class import LatencyClass
 
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A retrieved passage that an answer may rest on."""
-
-    id: str
-    text: str = field(repr=False)
-    score: float | None = None
-    """How well it fits, as the retriever says, 0 to 1; None: not said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verify:
-    """What an answer is checked against before it leaves."""
-
-    json_schema: JsonObject | None = field(default=None, repr=False)
-    regex: str | None = field(default=None, repr=False)
-    exact: str | None = field(default=None, repr=False)
-    verifier: bool = False
-    """Whether the verifier model is asked if the answer is right."""
+FIELD: Final = "pointsman"
+MAX_ALLOWED_MODELS: Final = 64
+MAX_MODEL_BYTES: Final = 256
+MAX_RETRIES: Final = 16
+"""Of any cluster; the operator's own bound is in the config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """A request's knobs; None: the operator's default."""
+    """What a caller decides, within the operator's bounds. None: left to the operator."""
 
+    allowed_models: frozenset[str] | None = None
+    latency_class: LatencyClass = LatencyClass.STANDARD
+    business_critical: bool = False
+    retrieval_confidence: float | None = None
+    """0 to 1."""
+    min_confidence: float | None = None
+    """Confidence, 0 to 1, below which an answer is not taken."""
     retries: int | None = None
-    """Further attempts allowed (a count)."""
-    grounding: bool | None = None
-    """Whether an answer that no model is sure of is replaced by the passages it could rest on."""
-    passages: tuple[Passage, ...] = ()
+    """Attempts after the first."""
     verify: Verify | None = None
+    """What the answer is checked against before it leaves."""
+    grounding: bool | None = None
+    """Whether the passages take the place of an answer that is not good enough."""
+    passages: tuple[Passage, ...] = ()
+    """What was retrieved for the request."""
     two_stage: bool = False
     """Whether one model finds the facts and another one words them."""
+    given: frozenset[str] = frozenset()
+    """Names of the knobs that the caller turned."""
 
 
 NO_KNOBS: Final = Knobs()
-"""What holds for a caller who sets none."""
+
+_KNOWN: Final = (
+    "allowed_models",
+    "latency_class",
+    "business_critical",
+    "retrieval_confidence",
+    "min_confidence",
+    "retries",
+    "verify",
+    "grounding",
+    "passages",
+    "two_stage",
+)
+
+
+def read_knobs(fields: Fields) -> Knobs:
+    """The knobs in a body's fields. Raises `ApiError` 400 naming field and limit."""
+    knobs = fields.object(FIELD)
+    if knobs is None:
+        return NO_KNOBS
+    knobs.allow(_KNOWN)
+    urgency = knobs.choice("latency_class", tuple(LatencyClass))
+    return Knobs(
+        allowed_models=_models(knobs),
+        latency_class=LatencyClass.STANDARD if urgency is None else LatencyClass(urgency),
+        business_critical=knobs.boolean("business_critical") or False,
+        retrieval_confidence=knobs.number("retrieval_confidence", 0, 1),
+        min_confidence=knobs.number("min_confidence", 0, 1),
+        retries=knobs.integer("retries", 0, MAX_RETRIES),
+        verify=read_verify(knobs),
+        grounding=knobs.boolean("grounding"),
+        passages=read_passages(knobs),
+        two_stage=knobs.boolean("two_stage") or False,
+        given=frozenset(name for name in _KNOWN if knobs.get(name) is not None),
+    )
+
+
+def _models(knobs: Fields) -> frozenset[str] | None:
+    listed = knobs.array("allowed_models", MAX_ALLOWED_MODELS, min_items=1)
+    if listed is None:
+        return None
+    names = set()
+    for item in listed:
+        if not isinstance(item, str) or len(item) > MAX_MODEL_BYTES:
+            path = knobs.at("allowed_models")
+            raise bad_request(path, f"`{path}` must hold names of models.", "invalid_type")
+        names.add(item)
+    return frozenset(names)

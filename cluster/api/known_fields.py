@@ -26,6 +26,8 @@ SAMPLING: Final = frozenset(
         "repetition_penalty",
         "min_tokens",
         "ignore_eos",
+        # Ours: what a caller may say about routing.
+        "pointsman",
     }
 )
 """Fields that chat and completions share."""

@@ -11,6 +11,7 @@ from cluster.config.check_feedback import check_feedback
 from cluster.config.check_models import check_model
 from cluster.config.host import is_loopback
 from cluster.config.mistakes import Mistake
+from cluster.routing.scorers import scorer_names
 
 if TYPE_CHECKING:
     from cluster.config.cluster import ClusterConfig
@@ -43,6 +44,22 @@ def _check_routing(config: ClusterConfig, roles: set[str]) -> Iterator[Mistake]:
         ("code_role", routing.code_role),
         ("default_role", routing.default_role),
     )
+    for position, rule in enumerate(routing.rules or ()):
+        path = f"routing.rules.{position}"
+        if rule.role is None and rule.sampling is None:
+            yield Mistake(path, "this rule decides nothing", "give it a role or a sampling mode")
+        elif rule.role == EMBEDDING_ROLE:
+            yield Mistake(f"{path}.role", "the embedding role cannot chat", "name a role of a chat model")
+        elif rule.role is not None and rule.role not in roles:
+            yield Mistake(
+                f"{path}.role", f"no model has the role {rule.role}", "add it to a model's roles or name another"
+            )
+        if rule.name in {earlier.name for earlier in (routing.rules or ())[:position]}:
+            yield Mistake(f"{path}.name", "an earlier rule has this name", "give each rule a name of its own")
+    known = scorer_names()
+    for name in routing.scorers:
+        if name not in known:
+            yield Mistake(f"routing.scorers.{name}", "there is no such scorer", f"there are {', '.join(known)}")
     for field, role in chosen:
         if role == EMBEDDING_ROLE:
             yield Mistake(f"routing.{field}", "the embedding role cannot chat", "name a role of a chat model")

@@ -54,10 +54,20 @@ def _sections(section: Mapping[str, Any], definitions: Mapping[str, Any], path: 
             name, step = _reference(spec["additionalProperties"]), f"{field}.NAME"
         if name is None and spec.get("patternProperties"):
             name, step = _reference(next(iter(spec["patternProperties"].values()))), f"{field}.NAME"
+        if name is None and (items := _items(spec)) is not None:
+            name, step = items, f"{field}.N"
         if name is not None and "properties" in definitions[name]:
             inner = f"{path}.{step}" if path else step
             yield inner, name
             yield from _sections(definitions[name], definitions, inner)
+
+
+def _items(spec: Mapping[str, Any]) -> str | None:
+    """What a list of sections holds."""
+    for option in (spec, *spec.get("anyOf", ())):
+        if option.get("type") == "array" and (name := _reference(option.get("items"))) is not None:
+            return name
+    return None
 
 
 def _reference(spec: object) -> str | None:

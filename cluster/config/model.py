@@ -92,6 +92,8 @@ class ModelConfig(Section):
     """What runs the model."""
     replicas: ReplicaConfig = ReplicaConfig()
     """How many of it there are."""
+    price_per_million_tokens: float = Field(0.0, ge=0, le=1e6)
+    """What a million of its tokens cost, in the money that you count in; routing prefers the cheaper of equals."""
     upstream: UpstreamConfig | None = None
     """The server behind an external model; null for all other kinds."""
 

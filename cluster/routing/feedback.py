@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cluster.api.knobs import Knobs
 from cluster.config.base import Kind
 from cluster.config.cluster import ClusterConfig
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
 
 
@@ -124,21 +125,29 @@ def best_of(attempts: Sequence[Attempt]) -> int | None:
     return max(kept, key=lambda at: _merit(attempts[at]), default=None)
 
 
-def escalation_of(config: ClusterConfig, decision: RouteDecision) -> tuple[str, ...]:
-    """Models to ask after the chosen one, in order: those of the config, else those that take over from it."""
-    targets = config.routing.feedback.escalate_to
-    if not targets:
-        return decision.fallbacks
+def escalation_of(
+    config: ClusterConfig, decision: RouteDecision, allowed: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Models to ask after the chosen one, in order: those of the config, else those that take over from it.
+
+    Those that a filter of the routing is against, or that are not among the `allowed`, are left out.
+    """
+    targets = config.routing.feedback.escalate_to or decision.fallbacks
     named = (
         model for target in targets for model in ((target,) if target in config.models else config.models_of(target))
     )
-    return tuple(dict.fromkeys(name for name in named if config.models[name].kind is not Kind.ENCODER))
+    unfit = {candidate.model for candidate in decision.considered if not candidate.fits}
+    return tuple(
+        name
+        for name in dict.fromkeys(named)
+        if config.models[name].kind is not Kind.ENCODER and name not in unfit and (allowed is None or name in allowed)
+    )
 
 
 def bounds_for(
-    config: ClusterConfig, decision: RouteDecision, *, retries: int | None, template: bool, deadline_s: float
+    config: ClusterConfig, decision: RouteDecision, knobs: Knobs, *, template: bool, deadline_s: float
 ) -> Bounds:
-    """The bounds of a request that was routed by `decision`; `retries` are those that its caller asks for."""
+    """The bounds of a request that was routed by `decision`: what its caller asks for within what the operator allows."""
     feedback = config.routing.feedback
     thresholds = {}
     for name, model in config.models.items():
@@ -147,13 +156,13 @@ def bounds_for(
             thresholds[name] = own
     role = feedback.thresholds.get(decision.role or "", feedback.confidence_threshold)
     return Bounds(
-        threshold=role,
-        max_attempts=feedback.max_attempts if retries is None else min(feedback.max_attempts, retries + 1),
+        threshold=role if knobs.min_confidence is None else knobs.min_confidence,
+        max_attempts=min(feedback.max_attempts, feedback.max_attempts if knobs.retries is None else knobs.retries + 1),
         max_tokens=feedback.max_tokens,
         deadline_s=deadline_s,
         requery_temperature=feedback.requery_temperature,
-        escalation=escalation_of(config, decision),
-        thresholds=thresholds,
+        escalation=escalation_of(config, decision, knobs.allowed_models),
+        thresholds=thresholds if knobs.min_confidence is None else None,
         template=template,
     )
 

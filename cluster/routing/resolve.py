@@ -1,130 +1,169 @@
-"""From what a caller wrote into `model` to the model that takes the request, with the reason."""
+"""From what a caller wrote into `model` to the model that takes the request, with the reason: filter, score, pick."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 
 from cluster.api.errors import ApiError
 from cluster.config.base import AUTO, Kind
 from cluster.config.cluster import ClusterConfig
-from cluster.routing.signals import ModelHealth, RequestSignals
+from cluster.routing.decision import Candidate, RouteDecision, ScoreOf
+from cluster.routing.filters import NEVER, RATHER_NOT, Filter
+from cluster.routing.option import Option
+from cluster.routing.picker import pick
+from cluster.routing.rules import Rules
+from cluster.routing.scorers import Scorer, scorers
+from cluster.routing.signals import RequestSignals
+from cluster.routing.snapshot import UNKNOWN, Snapshot
 
 RETRY_AFTER_S = 2
 """Seconds after which a caller may ask again for a model that has no replica ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model that could take the request, and what speaks for or against it."""
+class Policy:
+    """The routing policy of one config. What does not change from request to request is worked out once."""
 
-    model: str
-    healthy: bool
-    reason: str
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._routing = config.routing
+        self._roles = frozenset(role for model in config.models.values() for role in model.roles)
+        self._rules = Rules(config.routing.rules_for(self._roles), config.routing)
+        self._scorers: tuple[Scorer, ...] = scorers(config.routing.scorers)
+        weights = sum(scorer.weight for scorer in self._scorers)
+        self._shares = tuple((scorer.weight / weights, scorer.score) for scorer in self._scorers)
+        self._chains = {start: tuple(self._chain(start)) for start in (*config.models, *self._roles)}
+        """Option by option what does not change from request to request, by model and by role."""
 
+    def decide(
+        self, model_field: str, signals: RequestSignals, snapshot: Snapshot, *, explain: bool = False
+    ) -> RouteDecision:
+        """Decides which model takes a request. With `explain`, every score comes with its reason.
 
-@dataclass(frozen=True, slots=True)
-class RouteDecision:
-    """Which model takes a request, and why."""
+        Raises `ApiError`: 404 for a name that is neither model nor role nor `auto`, 400 for embeddings asked of a chat
+        model and the reverse and for allowed models that leave none, 503 with Retry-After if no candidate is healthy.
+        """
+        role, code, why = self._role(model_field, signals)
+        start = role if role is not None else model_field
+        wanted = self._config.models_of(role) if role is not None else (model_field,)
+        self._check_kind(wanted, signals)
+        options = [
+            option.at(state) if (state := snapshot.get(option.model)) is not None else option
+            for option in self._chains[start]
+        ]
+        against = [_first_against(NEVER, signals, option) for option in options]
+        if all(against):
+            raise self._unavailable(role, wanted, options, signals)
+        rather_not = [_first_against(RATHER_NOT, signals, option) for option in options]
+        if not all(words or reserved for words, reserved in zip(against, rather_not, strict=True)):
+            against = [words or reserved for words, reserved in zip(against, rather_not, strict=True)]
+        fitting = [option for option, words in zip(options, against, strict=True) if words is None]
+        scored = self._scored(fitting, signals) if role is not None else [(option.model, 0.0) for option in fitting]
+        ranked = pick(scored, self._routing.switch_margin)
+        candidates = self._candidates(
+            options, against, dict(scored) if role is not None else {}, start, signals, explain
+        )
+        chosen = ranked[0]
+        reason, took_over = _reason(why, chosen, candidates)
+        return RouteDecision(
+            model=chosen,
+            role=role,
+            reason=reason,
+            reason_code=f"{code}_fallback" if took_over else code,
+            considered=candidates,
+            fallbacks=tuple(ranked[1:]),
+            sampling=None if signals.embedding else self._rules.sampling(signals),
+        )
 
-    model: str
-    role: str | None
-    """The role asked for or chosen by the rule; None: the model was named."""
-    reason: str
-    """For people, and for the trace."""
-    reason_code: str
-    """The rule that decided, one of a few words: a label for metrics. Ends in `_fallback` if another model took over."""
-    considered: tuple[Candidate, ...]
-    """All that were considered, in order of preference."""
-    fallbacks: tuple[str, ...]
-    """Healthy models that take over, in this order, if the chosen one fails."""
+    def _role(self, model_field: str, signals: RequestSignals) -> tuple[str | None, str, str]:
+        if model_field in self._config.models:
+            return None, "named_model", "model named by the caller"
+        if model_field == AUTO:
+            if signals.embedding:
+                return self._encoder_role(), "auto_embedding", "auto: embeddings go to the encoder"
+            ruling = self._rules.role(signals)
+            return ruling.role, ruling.code, ruling.reason
+        if model_field in self._roles:
+            return model_field, "named_role", f"role {model_field} named by the caller"
+        names, roles = ", ".join(sorted(self._config.models)), ", ".join(sorted(self._roles))
+        message = f"No such model. Models: {names}. Roles: {roles}. Or `{AUTO}`."
+        raise ApiError(404, "model_not_found", message, param="model")
 
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Names of all models considered, in order of preference."""
-        return tuple(candidate.model for candidate in self.considered)
+    def _encoder_role(self) -> str:
+        for model in self._config.models.values():
+            if model.kind is Kind.ENCODER:
+                return model.roles[0]
+        raise ApiError(404, "model_not_found", "This cluster has no encoder for embeddings.", param="model")
 
-    def after_loss(self) -> RouteDecision | None:
-        """The decision once the chosen model was lost before it answered; None if no other takes over."""
-        if not self.fallbacks:
-            return None
-        following, *later = self.fallbacks
-        reason = f"{self.reason}; {self.model} was lost before it answered; fell back to {following}"
-        code = self.reason_code.removesuffix("_fallback") + "_fallback"
-        return replace(self, model=following, reason=reason, reason_code=code, fallbacks=tuple(later))
+    def _check_kind(self, wanted: tuple[str, ...], signals: RequestSignals) -> None:
+        models = self._config.models
+        encodes = models[wanted[0]].kind is Kind.ENCODER
+        if encodes == signals.embedding:
+            return
+        fitting = [name for name, model in models.items() if (model.kind is Kind.ENCODER) == signals.embedding]
+        instead = f"use {' or '.join(fitting)}" if fitting else "this cluster has none that does"
+        does_not = "make embeddings" if signals.embedding else "chat or complete text"
+        message = f"The model {wanted[0]} does not {does_not}: {instead}."
+        raise ApiError(400, "model_not_supported", message, param="model")
 
+    def _chain(self, start: str) -> Iterator[Option]:
+        """The models that may take what `start` was asked for, in order of preference, before anything is known of them."""
+        config, routing = self._config, self._routing
+        own = frozenset(config.models_of(start)) or {start}
+        encodes = config.models[next(iter(own))].kind is Kind.ENCODER
+        contract = config.contracts.get(start)
+        target = contract.latency_target_s if contract is not None else None
+        place = 0
+        for name in dict.fromkeys(_walk(config, start, set())):
+            model = config.models[name]
+            if (model.kind is Kind.ENCODER) != encodes:
+                continue
+            place += name not in own
+            yield Option(name, model, place, UNKNOWN, target, routing.stale_after_s)
 
-def resolve(
-    model_field: str, signals: RequestSignals, config: ClusterConfig, health: Mapping[str, ModelHealth]
-) -> RouteDecision:
-    """Decides which model takes a request. A model that is not in `health` counts as healthy.
+    def _scored(self, options: Sequence[Option], signals: RequestSignals) -> list[tuple[str, float]]:
+        scored = []
+        for option in options:
+            total = 0.0
+            for share, score in self._shares:
+                total += share * score(signals, option)
+            scored.append((option.model, total))
+        return scored
 
-    Raises `ApiError`: 404 for a name that is neither model nor role nor `auto`, 400 for embeddings asked of a chat model
-    and the reverse, 503 with Retry-After if no candidate is healthy.
-    """
-    role, code, why = _role(model_field, signals, config)
-    start = role if role is not None else model_field
-    wanted = config.models_of(role) if role is not None else (model_field,)
-    _check_kind(wanted, signals, config)
-    candidates = tuple(_candidate(name, start, wanted, health) for name in _chain(config, start))
-    healthy = tuple(candidate.model for candidate in candidates if candidate.healthy)
-    if not healthy:
-        raise _unavailable(role, wanted)
-    chosen = healthy[0]
-    skipped = [candidate for candidate in candidates[: _position(candidates, chosen)] if not candidate.healthy]
-    if skipped:
-        why = f"{why}; " + ", ".join(f"{candidate.model} {candidate.reason}" for candidate in skipped)
-        why = f"{why}; fell back to {chosen}"
-        code = f"{code}_fallback"
-    return RouteDecision(chosen, role, why, code, candidates, healthy[1:])
+    def _candidates(
+        self,
+        options: Sequence[Option],
+        against: Sequence[str | None],
+        scored: dict[str, float],
+        start: str,
+        signals: RequestSignals,
+        explain: bool,
+    ) -> tuple[Candidate, ...]:
+        made = []
+        for option, words in zip(options, against, strict=True):
+            place = f"serves {start}" if option.place == 0 else f"falls back for {start}"
+            scores = self._explained(option, signals) if explain and option.model in scored else ()
+            score = scored.get(option.model)
+            made.append(Candidate(option.model, option.state.healthy, words or place, words is None, score, scores))
+        return tuple(made)
 
+    def _explained(self, option: Option, signals: RequestSignals) -> tuple[ScoreOf, ...]:
+        return tuple(ScoreOf(s.name, s.score(signals, option), s.weight, s.why(signals, option)) for s in self._scorers)
 
-def _role(model_field: str, signals: RequestSignals, config: ClusterConfig) -> tuple[str | None, str, str]:
-    if model_field in config.models:
-        return None, "named_model", "model named by the caller"
-    if model_field == AUTO:
-        return _auto(signals, config)
-    if config.models_of(model_field):
-        return model_field, "named_role", f"role {model_field} named by the caller"
-    names = ", ".join(sorted(config.models))
-    roles = ", ".join(sorted({role for model in config.models.values() for role in model.roles}))
-    message = f"No such model. Models: {names}. Roles: {roles}. Or `{AUTO}`."
-    raise ApiError(404, "model_not_found", message, param="model")
-
-
-def _auto(signals: RequestSignals, config: ClusterConfig) -> tuple[str | None, str, str]:
-    if signals.embedding:
-        encoder = next((name for name, model in config.models.items() if model.kind is Kind.ENCODER), None)
-        if encoder is None:
-            raise ApiError(404, "model_not_found", "This cluster has no encoder for embeddings.", param="model")
-        return config.models[encoder].roles[0], "auto_embedding", "auto: embeddings go to the encoder"
-    rule = config.routing
-    if signals.code_like:
-        return rule.code_role, "auto_code", f"auto: looks like code, goes to role {rule.code_role}"
-    short = signals.prompt_tokens <= rule.fast_max_prompt_tokens
-    if short and signals.max_tokens is not None and signals.max_tokens <= rule.fast_max_completion_tokens:
-        why = f"about {signals.prompt_tokens} prompt tokens and at most {signals.max_tokens} to answer with"
-        return rule.fast_role, "auto_fast", f"auto: short ({why}), goes to role {rule.fast_role}"
-    return rule.default_role, "auto_default", f"auto: neither short nor code, goes to role {rule.default_role}"
-
-
-def _check_kind(wanted: tuple[str, ...], signals: RequestSignals, config: ClusterConfig) -> None:
-    encodes = config.models[wanted[0]].kind is Kind.ENCODER
-    if encodes == signals.embedding:
-        return
-    fitting = [name for name, model in config.models.items() if (model.kind is Kind.ENCODER) == signals.embedding]
-    instead = f"use {' or '.join(fitting)}" if fitting else "this cluster has none that does"
-    does_not = "make embeddings" if signals.embedding else "chat or complete text"
-    message = f"The model {wanted[0]} does not {does_not}: {instead}."
-    raise ApiError(400, "model_not_supported", message, param="model")
-
-
-def _chain(config: ClusterConfig, start: str) -> tuple[str, ...]:
-    """Models in order of preference: those of `start`, then those of its fallbacks and of theirs."""
-    return tuple(dict.fromkeys(_walk(config, start, set())))
+    def _unavailable(
+        self, role: str | None, wanted: tuple[str, ...], options: Sequence[Option], signals: RequestSignals
+    ) -> ApiError:
+        if signals.allowed_models is not None and signals.allowed_models.isdisjoint(o.model for o in options):
+            names = ", ".join(option.model for option in options)
+            message = f"`pointsman.allowed_models` leaves no model that may take this request; these may: {names}."
+            return ApiError(400, "no_allowed_model", message, param="pointsman.allowed_models")
+        what = f"for the role {role}" if role is not None else f"of the model {wanted[0]}"
+        message = f"No replica {what} is ready, nor any fallback. Try again in {RETRY_AFTER_S} s."
+        headers = {"retry-after": str(RETRY_AFTER_S)}
+        return ApiError(503, "model_unavailable", message, type="server_error", headers=headers)
 
 
 def _walk(config: ClusterConfig, target: str, seen: set[str]) -> Iterator[str]:
+    """Models in order of preference: those of `target`, then those of its fallbacks and of theirs."""
     if target in seen:
         return
     seen.add(target)
@@ -140,19 +179,26 @@ def _walk(config: ClusterConfig, target: str, seen: set[str]) -> Iterator[str]:
         yield from _walk(config, fallback, seen)
 
 
-def _candidate(name: str, start: str, wanted: tuple[str, ...], health: Mapping[str, ModelHealth]) -> Candidate:
-    state = health.get(name)
-    if state is not None and not state.healthy:
-        return Candidate(name, False, f"is not ready ({state.reason or 'no replica'})")
-    return Candidate(name, True, f"serves {start}" if name in wanted else f"falls back for {start}")
+def _first_against(filters: tuple[Filter, ...], signals: RequestSignals, option: Option) -> str | None:
+    for against in filters:
+        words = against(signals, option)
+        if words is not None:
+            return words
+    return None
 
 
-def _position(candidates: tuple[Candidate, ...], model: str) -> int:
-    return next(at for at, candidate in enumerate(candidates) if candidate.model == model)
+def _reason(why: str, chosen: str, candidates: Sequence[Candidate]) -> tuple[str, bool]:
+    """The reason in words, and whether another model than the first took over."""
+    first = candidates[0]
+    if first.model == chosen:
+        return why, False
+    passed = []
+    for candidate in candidates:
+        if candidate.model == chosen:
+            break
+        passed.append(f"{candidate.model} {candidate.reason if not candidate.fits else _lower(candidate)}")
+    return f"{why}; {', '.join(passed)}; fell back to {chosen}", True
 
 
-def _unavailable(role: str | None, wanted: tuple[str, ...]) -> ApiError:
-    what = f"for the role {role}" if role is not None else f"of the model {wanted[0]}"
-    message = f"No replica {what} is ready, nor any fallback. Try again in {RETRY_AFTER_S} s."
-    headers = {"retry-after": str(RETRY_AFTER_S)}
-    return ApiError(503, "model_unavailable", message, type="server_error", headers=headers)
+def _lower(candidate: Candidate) -> str:
+    return f"scores {candidate.score or 0:.2f}, which is less"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cluster.api.knobs import Passage
+from cluster.api.answer_knobs import Passage
 
 MAX_PASSAGES: Final = 3
 MAX_PASSAGE_CHARS: Final = 600

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 import jsonschema_rs
 
+from cluster.api.answer_knobs import MAX_SCHEMA_BYTES
 from cluster.api.errors import bad_request
 from cluster.api.fields import json_bytes
 from cluster.api.json_body import JsonObject, JsonValue
@@ -20,7 +21,6 @@ from cluster.verification.schema_size import SchemaTooLargeError, schema_nodes
 from cluster.verification.verdict import Verdict, too_long
 
 NAME: Final = "json_schema"
-MAX_SCHEMA_BYTES: Final = 32_768
 MAX_WORK: Final = 200_000
 """Schema nodes times values of an answer: some ten milliseconds of work."""
 MAX_DEPTH: Final = 64

@@ -11,12 +11,12 @@ from typing import Final
 
 import jsonschema_rs
 
+from cluster.api.answer_knobs import MAX_PATTERN_BYTES
 from cluster.api.errors import bad_request
 from cluster.api.fields import byte_length
 from cluster.verification.verdict import Verdict, too_long
 
 NAME: Final = "regex"
-MAX_PATTERN_BYTES: Final = 1024
 
 PATTERN_OPTIONS: Final = jsonschema_rs.RegexOptions(size_limit=262_144, dfa_size_limit=1_048_576)
 """Bytes that a compiled pattern, and what is cached while it runs, may take."""

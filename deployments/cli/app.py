@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deployments.cli import output
-from deployments.cli.commands import chat, config, down, keys, models, serve, status, trace, up
+from deployments.cli.commands import chat, config, down, explain, keys, models, serve, status, trace, up
 from deployments.cli.errors import ExitCode
 from deployments.cli.groups import FLAG, Command, CommandGroup, Commands
 
@@ -49,6 +49,7 @@ app.command("up", cls=Command, rich_help_panel=RUN)(up.up)
 app.command("down", cls=Command, rich_help_panel=RUN)(down.down)
 app.command("serve", cls=Command, rich_help_panel=RUN)(serve.serve)
 app.command("chat", cls=Command, rich_help_panel=ASK)(chat.chat)
+app.command("explain", cls=Command, rich_help_panel=ASK)(explain.explain)
 app.command("status", cls=Command, rich_help_panel=LOOK)(status.status)
 app.command("trace", cls=Command, rich_help_panel=LOOK)(trace.trace)
 app.add_typer(models.app, name="models", cls=CommandGroup, rich_help_panel=SET_UP)

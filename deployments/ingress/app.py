@@ -18,6 +18,7 @@ from deployments.engines.protocol import Endpoint
 from deployments.ingress import info
 from deployments.ingress.body import BodyReader, ClientGoneError
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.explain import RoutePage
 from deployments.ingress.failures import error_event
 from deployments.ingress.generate import Generation
 from deployments.ingress.services import Services
@@ -59,6 +60,7 @@ class IngressApp:
             "/v1/models/*": ("GET", pages.model),
             "/v1/usage": ("GET", pages.usage),
         }
+        self._routes["/v1/route"] = ("POST", RoutePage(services, self._bodies).serve)
         for path, endpoint in GENERATION_PATHS.items():
             self._routes[path] = ("POST", self._generation(endpoint))
 

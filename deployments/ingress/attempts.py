@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
+from cluster.routing.decision import RouteDecision
 from cluster.routing.feedback import Accept, Attempt, Bounds, Escalate, Requery, Step, Template, best_of
-from cluster.routing.resolve import RouteDecision
 from deployments.channel.stream import SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress.answers import streamed_texts, texts_of

@@ -10,7 +10,7 @@ from cluster.api.errors import ApiError
 from cluster.api.knobs import NO_KNOBS, Knobs
 from cluster.api.requests import ApiRequest
 from cluster.contracts import Contract
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.provenance import Judgement

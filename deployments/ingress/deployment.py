@@ -12,12 +12,14 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.host import is_loopback
+from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import clients_for
 from deployments.ingress.health import Health
 from deployments.ingress.loop import keep_responsive, watch_lag
+from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
 from deployments.names import MODEL_DEPLOYMENT, model_application_name
@@ -51,17 +53,20 @@ class Ingress:
             name: DeploymentHandle(MODEL_DEPLOYMENT, model_application_name(name)) for name in config.models
         }
         clients = clients_for(handles, self._channel, address)
+        recent = RecentAnswers(config.models)
         self._health = Health(
-            clients, self._channel, lambda model: ROUTER_STATE.replicas(model_application_name(model))
+            clients, self._channel, lambda model: ROUTER_STATE.replicas(model_application_name(model)), recent
         )
         self._health.start()
         self._gate = Gate(config, state_dir)
         self._gate.start()
         services = Services(
             config=config,
+            policy=Policy(config),
             clients=clients,
             channel=self._channel,
             health=self._health,
+            recent=recent,
             gate=self._gate,
             metrics=self._metrics,
             telemetry=self._telemetry,

@@ -63,7 +63,7 @@ class FeedbackLoop:
         if self._endpoint is Endpoint.EMBEDDING:
             return False
         knobs = course.knobs
-        if knobs.verify is not None or knobs.grounding or knobs.retries:
+        if knobs.verify is not None or knobs.min_confidence is not None or knobs.grounding or knobs.retries:
             return True
         return (
             self._services.config.routing.feedback.enabled and course.decision.role is not None and knobs.retries != 0
@@ -210,11 +210,11 @@ class FeedbackLoop:
         bounds = bounds_for(
             self._services.config,
             course.decision,
-            retries=knobs.retries,
+            knobs,
             template=template and _takes_text(course.asked),
             deadline_s=asyncio.get_running_loop().time() + course.contract.timeout_s * (1 - MARGIN),
         )
-        if routed or knobs.retries or knobs.grounding:
+        if routed or knobs.retries or knobs.grounding or knobs.min_confidence is not None:
             return bounds
         # Only checks were asked for, so only they decide.
         return replace(bounds, threshold=0.0, thresholds=None)

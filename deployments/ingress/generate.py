@@ -16,7 +16,8 @@ from cluster.api.requests import ApiRequest
 from cluster.config.ingress import LimitsConfig
 from cluster.contracts import Contract, contract_for, enforce
 from cluster.keys import KeyRecord
-from cluster.routing.resolve import RouteDecision, resolve
+from cluster.routing.decision import RouteDecision
+from cluster.routing.knob_bounds import check_knobs
 from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
@@ -116,6 +117,8 @@ class Generation:
     def _count(self, course: Course, reply: EngineReply, timer: StreamTimer) -> None:
         metrics, contract, model = self._services.metrics, course.contract, (course.sent or course.decision).model
         metrics.answered(model, self._endpoint, reply, timer, time.monotonic())
+        if timer.first_s is not None:
+            self._services.recent.began(model, timer.first_s)
         target = contract.latency_target_s
         if target is not None and timer.first_s is not None and timer.first_s > target:
             metrics.late(model, contract.role or model)
@@ -133,7 +136,8 @@ class Generation:
 
     def _decide(self, request: ApiRequest) -> RouteDecision:
         services = self._services
-        return resolve(request.model, signals_of(request), services.config, services.health.models())
+        check_knobs(services.config.routing.knobs, request)
+        return services.policy.decide(request.model, signals_of(request), services.health.models())
 
     def _bind(self, request: ApiRequest, decision: RouteDecision) -> tuple[RouteDecision, Contract, ApiRequest]:
         contract = contract_for(self._services.config, decision)

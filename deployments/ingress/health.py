@@ -5,15 +5,55 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from cluster.routing.signals import ModelHealth
-from deployments.channel.receiver import ChannelReceiver
+from cluster.routing.snapshot import ModelState
+from deployments.channel.receiver import AttachedReplica, ChannelReceiver
 from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.recent import Recent, RecentAnswers
 
 _log = logging.getLogger(__name__)
 
 INVITE_EVERY_S = 0.25
 MAX_INVITE_EVERY_S = 2.0
+
+
+@dataclass(slots=True)
+class _Load:
+    """Sums over the replicas of one model."""
+
+    ready: int = 0
+    silent: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    age_s: float = 0.0
+
+    def add(self, replica: AttachedReplica, now: float) -> None:
+        """Take in one that takes requests."""
+        stats = replica.stats
+        self.ready += 1
+        # What was sent and is not told of yet counts, too.
+        self.running += max(stats.running, len(replica.streams) - stats.waiting)
+        self.waiting += stats.waiting
+        self.kv_usage += stats.kv_usage
+        self.age_s = max(self.age_s, now - replica.heard_at)
+
+    def state(self, recent: Recent) -> ModelState:
+        """Means per replica."""
+        ready = self.ready
+        if not ready:
+            reason = "its replica is hung or draining" if self.silent else "no replica has started"
+            return ModelState(0, reason)
+        return ModelState(
+            ready_replicas=ready,
+            running=self.running / ready,
+            waiting=self.waiting / ready,
+            kv_usage=self.kv_usage / ready,
+            load_age_s=self.age_s,
+            ttft_s=recent.ttft_s,
+            confidence=recent.confidence,
+        )
 
 
 class Health:
@@ -24,7 +64,9 @@ class Health:
         clients: Mapping[str, ModelClient],
         channel: ChannelReceiver,
         known_replicas: Callable[[str], frozenset[str] | None],
+        recent: RecentAnswers,
     ) -> None:
+        self._recent = recent
         self._clients = clients
         self._channel = channel
         self._known = known_replicas
@@ -39,16 +81,19 @@ class Health:
         if self._task is not None:
             self._task.cancel()
 
-    def models(self) -> dict[str, ModelHealth]:
-        """The health of every model."""
-        attached = self._channel.attached()
-        result = {}
-        for model in self._clients:
-            ready = len(self._channel.replicas(model))
-            silent = sum(1 for replica in attached if replica.hello.model == model) - ready
-            reason = "" if ready else "its replica is hung or draining" if silent else "no replica has started"
-            result[model] = ModelHealth(ready, reason)
-        return result
+    def models(self) -> dict[str, ModelState]:
+        """The state of every model now, from what its replicas told last: one pass over the replicas, no waiting."""
+        now = asyncio.get_running_loop().time()
+        loads = {model: _Load() for model in self._clients}
+        for replica in self._channel.attached():
+            load = loads.get(replica.hello.model)
+            if load is None:
+                continue
+            if replica.routable(now):
+                load.add(replica, now)
+            else:
+                load.silent += 1
+        return {model: load.state(self._recent.of(model)) for model, load in loads.items()}
 
     @property
     def ready(self) -> bool:

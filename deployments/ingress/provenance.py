@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.dispatch import Answer
@@ -83,6 +83,8 @@ class Provenance:
             "model": self.decision.model,
             "role": self.decision.role,
             "reason": self.decision.reason,
+            "rule": self.decision.reason_code,
+            "score": self.decision.score,
             "engine": None if answer is None else answer.engine,
             "attempts": self._attempts(answer),
             "trace_id": self.trace_id,

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.config.cluster import ClusterConfig
+from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.recent import RecentAnswers
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import Telemetry
 
@@ -19,9 +21,11 @@ class Services:
     """One ingress's collaborators."""
 
     config: ClusterConfig
+    policy: Policy
     clients: Mapping[str, ModelClient]
     channel: ChannelReceiver
     health: Health
+    recent: RecentAnswers
     gate: Gate
     metrics: IngressMetrics
     telemetry: Telemetry

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cluster.api.requests import ApiRequest
     from cluster.contracts import Contract
     from cluster.keys import KeyRecord
-    from cluster.routing.resolve import RouteDecision
+    from cluster.routing.decision import RouteDecision
     from cluster.verification.verdict import Verdict
     from deployments.telemetry.metrics import StreamTimer
 
@@ -66,6 +66,7 @@ class RequestSpan:
                 names.ROUTE_REASON: decision.reason,
                 names.ROUTE_RULE: decision.reason_code,
                 names.ROUTE_CANDIDATES: decision.candidates,
+                names.ROUTE_SCORES: tuple(candidate.score or 0.0 for candidate in decision.considered),
                 names.PROMPT_TOKENS_ESTIMATE: request.prompt_tokens_estimate,
             },
         ):

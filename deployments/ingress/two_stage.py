@@ -14,7 +14,7 @@ from cluster.api.json_body import JsonObject
 from cluster.api.prompt_size import estimate_tokens
 from cluster.api.requests import ApiRequest
 from cluster.config.base import AUTO
-from cluster.routing.resolve import RouteDecision
+from cluster.routing.decision import RouteDecision
 from cluster.verification import compact
 from cluster.verification.verdict import Verdict, all_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError

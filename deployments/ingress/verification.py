@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cluster.api.answer_knobs import Verify
 from cluster.api.errors import bad_request
 from cluster.api.json_body import JsonObject
-from cluster.api.knobs import Verify
 from cluster.verification import compact
 from cluster.verification.exact import ExactCheck
 from cluster.verification.json_schema import JsonSchemaCheck

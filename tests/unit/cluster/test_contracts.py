@@ -11,7 +11,7 @@ from cluster.api.errors import ApiError
 from cluster.config.contract import Sampling
 from cluster.config.load import parse_config
 from cluster.contracts import contract_for, contract_of, enforce
-from cluster.routing.resolve import resolve
+from cluster.routing.resolve import Policy
 from cluster.routing.signals import signals_of
 
 CONFIG = parse_config((Path(__file__).parents[3] / "infra" / "clusters" / "local.yaml").read_text(), "local.yaml")
@@ -37,7 +37,7 @@ def test_the_contract_is_that_of_the_role_or_of_the_models_first_role_with_one()
     assert contract_of(CONFIG, "dense").role == "strong"
     assert contract_of(CONFIG, "encoder").role is None
     request = chat(model="facts")
-    decision = resolve("facts", signals_of(request), CONFIG, {})
+    decision = Policy(CONFIG).decide("facts", signals_of(request), {})
     assert contract_for(CONFIG, decision) == FACTS
 
 

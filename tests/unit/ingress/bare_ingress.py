@@ -13,7 +13,8 @@ from typing import Any, cast
 from ray.serve.handle import DeploymentHandle
 
 from cluster.config.cluster import ClusterConfig
-from cluster.routing.signals import ModelHealth
+from cluster.routing.resolve import Policy
+from cluster.routing.snapshot import ModelState
 from deployments.access.gate import Gate
 from deployments.channel.messages import Hello
 from deployments.channel.receiver import AttachedReplica, ChannelReceiver
@@ -23,6 +24,7 @@ from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.services import Services
 from deployments.replica.spec import ReplicaCall
 from deployments.telemetry.metrics import IngressMetrics
@@ -95,9 +97,9 @@ class FixedHealth(Health):
         self._scripted = clients
         self.believed = believed
 
-    def models(self) -> dict[str, ModelHealth]:
+    def models(self) -> dict[str, ModelState]:
         return {
-            name: ModelHealth(int(client.up if self.believed is None else self.believed), "gone")
+            name: ModelState(int(client.up if self.believed is None else self.believed), "gone")
             for name, client in self._scripted.items()
         }
 
@@ -177,9 +179,11 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
     telemetry = setup_telemetry("ingress", config.telemetry, state_dir, environ={}, set_global=False)
     services = Services(
         config=config,
+        policy=Policy(config),
         clients=clients,
         channel=channel,
         health=health,
+        recent=RecentAnswers(config.models),
         gate=gate,
         metrics=IngressMetrics("ingress", config.models),
         telemetry=telemetry,

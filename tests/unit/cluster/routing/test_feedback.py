@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.api.knobs import NO_KNOBS, Knobs
 from cluster.config.cluster import ClusterConfig
 from cluster.config.feedback import FeedbackConfig
 from cluster.config.load import parse_config
+from cluster.routing.decision import RouteDecision
 from cluster.routing.feedback import (
     Accept,
     Attempt,
@@ -21,7 +23,6 @@ from cluster.routing.feedback import (
     escalation_of,
     next_step,
 )
-from cluster.routing.resolve import RouteDecision
 from cluster.verification.verdict import Verdict
 
 ROOT = Path(__file__).parents[4]
@@ -116,13 +117,21 @@ def test_the_chain_is_that_of_the_config_else_the_fallbacks() -> None:
 
 def test_thresholds_are_a_models_own_its_roles_or_the_clusters() -> None:
     made = config(confidence_threshold=0.5, thresholds={"dense": 0.7, "fast": 0.4})
-    bounds = bounds_for(made, DECISION, retries=None, template=True, deadline_s=1.0)
+    bounds = bounds_for(made, DECISION, NO_KNOBS, template=True, deadline_s=1.0)
     assert [bounds.threshold_of(name) for name in ("dense", "mini", "sparse")] == [0.7, 0.4, 0.4]
-    strong = bounds_for(made, replace(DECISION, role="strong"), retries=None, template=True, deadline_s=1.0)
+    strong = bounds_for(made, replace(DECISION, role="strong"), NO_KNOBS, template=True, deadline_s=1.0)
     assert strong.threshold_of("sparse") == 0.5
 
 
 @pytest.mark.parametrize(("retries", "attempts"), [(None, 3), (0, 1), (1, 2), (50, 3)])
 def test_a_caller_may_ask_for_fewer_attempts_than_the_operator_allows(retries: int | None, attempts: int) -> None:
-    bounds = bounds_for(config(), DECISION, retries=retries, template=True, deadline_s=1.0)
+    bounds = bounds_for(config(), DECISION, Knobs(retries=retries), template=True, deadline_s=1.0)
     assert bounds.max_attempts == attempts
+
+
+def test_a_caller_may_ask_for_more_confidence_and_fewer_models() -> None:
+    made = config(thresholds={"fast": 0.4}, escalate_to=["strong", "fluency"])
+    knobs = Knobs(min_confidence=0.9, allowed_models=frozenset({"mini", "sparse"}))
+    bounds = bounds_for(made, DECISION, knobs, template=True, deadline_s=1.0)
+    assert bounds.threshold_of("mini") == 0.9
+    assert bounds.escalation == ("sparse",)

@@ -5,17 +5,25 @@ import pytest
 from cluster.api.chat import parse_chat
 from cluster.api.embedding import parse_embedding
 from cluster.api.errors import ApiError
+from cluster.config.cluster import ClusterConfig
 from cluster.config.ingress import LimitsConfig
 from cluster.config.load import parse_config
-from cluster.routing.resolve import resolve
-from cluster.routing.signals import ModelHealth, RequestSignals, signals_of
+from cluster.routing.decision import RouteDecision
+from cluster.routing.reading import Reading
+from cluster.routing.resolve import Policy
+from cluster.routing.signals import RequestSignals, is_code, signals_of
+from cluster.routing.snapshot import ModelState, Snapshot
 
 CONFIG = parse_config((Path(__file__).parents[4] / "infra" / "clusters" / "local.yaml").read_text(), "local.yaml")
-PLAIN = RequestSignals(embedding=False, prompt_tokens=500, max_tokens=None, code_like=False)
-SHORT = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50, code_like=False)
-CODE = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50, code_like=True)
-VECTORS = RequestSignals(embedding=True, prompt_tokens=20, max_tokens=None, code_like=False)
-DOWN = ModelHealth(0, "its engine is starting")
+PLAIN = RequestSignals(embedding=False, prompt_tokens=500, max_tokens=None)
+SHORT = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50)
+CODE = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=50, intent=Reading("code", "lexical"))
+VECTORS = RequestSignals(embedding=True, prompt_tokens=20, max_tokens=None)
+DOWN = ModelState(0, "its engine is starting")
+
+
+def resolve(asked: str, signals: RequestSignals, config: ClusterConfig, snapshot: Snapshot) -> RouteDecision:
+    return Policy(config).decide(asked, signals, snapshot)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +46,12 @@ def test_names_roles_and_the_rule(asked: str, signals: RequestSignals, model: st
 
 
 def test_an_open_ended_request_is_not_bound_by_latency() -> None:
-    signals = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=None, code_like=False)
+    signals = RequestSignals(embedding=False, prompt_tokens=20, max_tokens=None)
     assert resolve("auto", signals, CONFIG, {}).model == "dense"
 
 
 def test_an_unhealthy_model_is_replaced_along_the_chain_with_a_reason() -> None:
-    decision = resolve("strong", PLAIN, CONFIG, {"dense": DOWN, "mini": ModelHealth(1)})
+    decision = resolve("strong", PLAIN, CONFIG, {"dense": DOWN, "mini": ModelState(1)})
     assert decision.candidates == ("dense", "sparse", "mini")
     assert (decision.model, decision.fallbacks) == ("sparse", ("mini",))
     assert decision.reason_code == "named_role_fallback"
@@ -97,5 +105,5 @@ def test_signals_are_read_from_requests() -> None:
     limits = LimitsConfig()
     body = {"model": "auto", "max_tokens": 9, "messages": [{"role": "user", "content": "```python\nprint(1)\n```"}]}
     signals = signals_of(parse_chat(body, limits))  # type: ignore[arg-type]
-    assert (signals.embedding, signals.max_tokens, signals.code_like) == (False, 9, True)
+    assert (signals.embedding, signals.max_tokens, is_code(signals)) == (False, 9, True)
     assert signals_of(parse_embedding({"model": "e", "input": "x"}, limits)).embedding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.api.knobs import Passage
+from cluster.api.answer_knobs import Passage
 from cluster.routing.template import MAX_PASSAGE_CHARS, NOTHING_GROUNDED, template_answer
 
 

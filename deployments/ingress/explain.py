@@ -1,0 +1,41 @@
+"""`POST /v1/route`: the decision about a chat request, without running it."""
+
+from __future__ import annotations
+
+import json
+
+from cluster.api.chat import ChatRequest, parse_chat
+from cluster.api.json_body import parse_json
+from cluster.keys import KeyRecord
+from cluster.routing.explanation import explanation
+from cluster.routing.knob_bounds import check_knobs
+from cluster.routing.signals import signals_of
+from deployments.ingress.body import BodyReader
+from deployments.ingress.exchange import Exchange
+from deployments.ingress.services import Services
+
+
+class RoutePage:
+    """Handler of one ingress. Takes what `/v1/chat/completions` takes, and counts as a request of its key."""
+
+    def __init__(self, services: Services, bodies: BodyReader) -> None:
+        self._services = services
+        self._bodies = bodies
+
+    async def serve(self, exchange: Exchange, key: KeyRecord | None) -> None:
+        """The decision with every candidate and score. Raises `ApiError` for what the chat route would refuse, too."""
+        services = self._services
+        limits = services.config.ingress.limits
+
+        def parse(body: bytes) -> ChatRequest:
+            exchange.body_read = True
+            return parse_chat(parse_json(body, limits), limits)
+
+        with services.gate.reading(key):
+            request = await self._bodies.read(exchange.scope, exchange.receive, parse)
+        async with services.gate.admit(key, 0) as admission:
+            exchange.headers |= admission.headers
+            check_knobs(services.config.routing.knobs, request)
+            signals = signals_of(request)
+            decision = services.policy.decide(request.model, signals, services.health.models(), explain=True)
+            await exchange.respond(200, json.dumps(explanation(decision, signals)).encode())
