@@ -51,6 +51,8 @@ class Run:
     """Tokens of a stream that are held back; None: all, or it is no stream."""
     made: list[Made] = field(default_factory=list)
     chosen: Made | None = None
+    intent: str | None = None
+    """What kind of request it is, for what is remembered of the models; None: not known."""
     judgement: Judgement = field(default_factory=Judgement)
     said: tuple[str, str] = ("", "")
     """Outcome of the last attempt that was dispatched, and why."""

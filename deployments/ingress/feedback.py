@@ -14,6 +14,7 @@ from cluster.api.embedding import EmbeddingRequest
 from cluster.api.errors import ApiError
 from cluster.api.requests import ApiRequest
 from cluster.routing.feedback import Accept, Attempt, Bounds, Escalate, Requery, Step, Template, bounds_for, next_step
+from cluster.routing.signals import signals_of
 from cluster.routing.template import template_answer
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
@@ -92,6 +93,7 @@ class FeedbackLoop:
         checks = await self._verification.prepare(course.knobs.verify)
         feedback = self._services.config.routing.feedback
         run = Run(course, self._bounds(course), checks, feedback.gate_tokens if self._gated(course, checks) else None)
+        run.intent = signals_of(course.asked).intent.value
         course.judgement = run.judgement
         try:
             while (settled := await self._attempt(run, span)) is None:
@@ -112,6 +114,8 @@ class FeedbackLoop:
                 step: Step | None = None
             else:
                 run.made.append(one)
+                if one.attempt.confidence is not None:
+                    self._services.recent.judged(one.attempt.model, run.intent, one.attempt.confidence)
                 if len(run.made) == 1 and one.reply is not None and one.reply.status != 200:
                     attempt_span.outcome("failed", f"its engine answered with status {one.reply.status}")
                     run.chosen = one
