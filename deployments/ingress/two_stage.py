@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from deployments.ingress.attempts import used
 from deployments.ingress.course import Bind, Course, dispatch, engine_request
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
-from deployments.ingress.feedback import FeedbackLoop
+from deployments.ingress.feedback import MARGIN, FeedbackLoop
 from deployments.ingress.provenance import Judgement, Provenance
 from deployments.ingress.sending import StreamSender, send_whole
 from deployments.ingress.services import Services
@@ -84,6 +85,7 @@ class TwoStage:
 
     async def answer(self, exchange: Exchange, course: Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
         """Have the request answered in two stages. A stream is sent once it is known what leaves."""
+        deadline_s = asyncio.get_running_loop().time() + course.contract.timeout_s * (1 - MARGIN)
         streams, usage = course.streams, bool(getattr(course.asked, "include_usage", False))
         course.asked, course.request = _whole(course.asked), _whole(course.request)
         settled = await self._feedback.settle(course, span)
@@ -94,7 +96,7 @@ class TwoStage:
         provenance = self._feedback.provenance(course, settled, span)
         if facts.status != 200:
             return await send_whole(exchange, made.answer, facts, provenance, span)
-        reply, provenance = await self._reworded(course, facts, provenance, span)
+        reply, provenance = await self._reworded(course, facts, provenance, span, deadline_s)
         answer = made.answer if reply is facts else course.answer
         if not streams:
             return await send_whole(exchange, answer, reply, provenance, span)
@@ -111,14 +113,14 @@ class TwoStage:
         return await sender.send_known(answer, said.events(include_usage=usage), replace(reply, body=b""))
 
     async def _reworded(
-        self, course: Course, facts: EngineReply, told: Provenance, span: RequestSpan
+        self, course: Course, facts: EngineReply, told: Provenance, span: RequestSpan, deadline_s: float
     ) -> tuple[EngineReply, Provenance]:
         """The reply that leaves, and what is said of it: the rewording if it is verified, else the facts as they were."""
         judgement = course.judgement or Judgement()
         text = "".join(texts_of(facts.body)[:1])
         decision: RouteDecision | None = None
         reply: EngineReply | None = None
-        facts_attempts = course.attempts
+        facts_attempts, charged = course.attempts, False
         try:
             request = replace(course.asked, model=self._services.config.routing.feedback.fluency_role)
             decision = self._decide(request)
@@ -126,9 +128,19 @@ class TwoStage:
         except ApiError as error:
             verdict = Verdict(False, NAME, f"no model can reword it ({error.code})")
         else:
+            # Charged at once, in case the caller leaves; the facts may be the answer after all.
+            course.spend(facts.usage)
+            charged = True
             course.turn_to(*bound)
             with span.attempt(len(judgement.trail) + 1, decision.model, None) as attempt_span:
-                reply, verdict = await self._reword(course, text, span, attempt_span)
+                try:
+                    async with asyncio.timeout_at(deadline_s):
+                        reply, verdict = await self._reword(course, text, span, attempt_span)
+                except TimeoutError:
+                    if course.answer is not None:
+                        course.spend(used(course, course.answer, None))
+                    course.close()
+                    verdict = Verdict(False, NAME, "no time was left to reword it")
                 attempt_span.verdict(verdict)
                 attempt_span.outcome("accepted" if verdict.ok else "refused", f"{verdict.name}: {verdict.reason}")
         judgement.trail.append(
@@ -141,15 +153,19 @@ class TwoStage:
             }
         )
         if verdict.ok and reply is not None and decision is not None:
-            course.spend(facts.usage)
+            self._services.metrics.spent(told.decision.model, facts.usage)
             course.sent = decision
             judgement.verdict, judgement.spent = verdict, course.spent
             judgement.confidence = None if reply.confidence is None else reply.confidence.score
             return reply, Provenance(decision, span.trace_id, facts_attempts, judgement)
-        if course.answer is not None and decision is not None and reply is not None:
+        if charged:
+            course.take_back(facts.usage)
+        if decision is not None and reply is not None:
             course.spend(reply.usage)
+            self._services.metrics.spent(decision.model, reply.usage)
+        course.sent = told.decision
         judgement.spent = course.spent
-        return facts, told
+        return facts, replace(told, earlier=told.earlier + course.attempts - facts_attempts)
 
     async def _reword(
         self, course: Course, text: str, span: RequestSpan, attempt_span: AttemptSpan

@@ -6,9 +6,11 @@ import asyncio
 import json
 import math
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -428,3 +430,15 @@ async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> No
         assert len(told(reply)["trail"]) == 3
         usage = json.loads((await ingress.request("GET", "/v1/usage", **bearer)).body)
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (30, 15)
+
+
+async def test_an_operators_hook_decides_on_what_is_judged(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("a_hook_of_feedback")
+    module.check = lambda question, answer: question == "Hello" and answer == "good"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    async with bare_ingress(config(hook="a_hook_of_feedback:check"), state_dir) as ingress:
+        ingress.clients["mini"].behaviour = says("bad", 0.9)
+        ingress.clients["dense"].behaviour = says("good", 0.9)
+        reply = await ingress.post(CHAT, chat(temperature=0))
+    assert text_of(reply) == "good"
+    assert [step["verdict"]["name"] for step in told(reply)["trail"]] == ["hook", "hook"]
