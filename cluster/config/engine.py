@@ -38,6 +38,8 @@ class SimulatedConfig(Section):
     """KV blocks in the pool; by default those that 512 MiB hold of that model."""
     kv_block_tokens: int = Field(128, ge=1, le=65_536)
     """Tokens that a KV block holds."""
+    confidence: float = Field(0.9, gt=0, le=1)
+    """Mean probability of the tokens that it generates, 0 to 1; each token's lies around it, by the seed."""
     clock: Literal["real", "virtual"] = "real"
     """`real` sleeps, `virtual` advances a simulated clock without waiting."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from cluster.routing.confidence import TokenConfidence
 from deployments.engines.protocol import EngineReply
 
 if TYPE_CHECKING:
@@ -30,14 +29,12 @@ class TokenStream:
     Everything runs on the ingress's event loop, so nothing is locked.
     """
 
-    __slots__ = ("_chunks", "_failure", "_max_bytes", "_size", "_wake", "early", "id", "replica", "reply")
+    __slots__ = ("_chunks", "_failure", "_max_bytes", "_size", "_wake", "id", "replica", "reply")
 
     def __init__(self, stream_id: str, max_bytes: int) -> None:
         self.id = stream_id
         self.replica: AttachedReplica | None = None
         self.reply: EngineReply | None = None
-        self.early: TokenConfidence | None = None
-        """How sure the model is of the beginning; None: not asked for, or not judged yet."""
         self._chunks: list[bytes] = []
         self._size = 0
         self._max_bytes = max_bytes
@@ -61,11 +58,6 @@ class TokenStream:
             return
         self._chunks.append(data)
         self._notify()
-
-    def judge(self, early: TokenConfidence) -> None:
-        """Take in the judgement of the beginning. It comes ahead of the events that follow the tokens it covers."""
-        if not self.ended:
-            self.early = early
 
     def finish(self, reply: EngineReply) -> None:
         """The replica is done."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 from cluster.api.json_body import JsonObject
 from cluster.routing.confidence import TokenConfidence
 
@@ -19,6 +21,27 @@ Emit = Callable[[bytes], None]
 
 The closing `data: [DONE]` is not among them: the ingress writes it once the reply says that the answer is whole.
 """
+
+
+_JUDGED = b": judged "
+
+
+def judged_event(confidence: TokenConfidence) -> bytes:
+    """An event for the ingress alone, a comment by the rules of server-sent events: how sure the model was so far.
+
+    A model's own text cannot be taken for one: it stands inside the JSON of a data line, which holds no line ends.
+    """
+    return _JUDGED + msgspec.json.encode(confidence) + b"\n\n"
+
+
+def split_judged(data: bytes) -> tuple[bytes, TokenConfidence | None]:
+    """Events without the one of `judged_event`, and what it said; None if it is not among them."""
+    start = 0 if data.startswith(_JUDGED) else data.find(b"\n\n" + _JUDGED) + 2
+    if start == 1:
+        return data, None
+    end = data.index(b"\n\n", start)
+    told = msgspec.json.decode(data[start + len(_JUDGED) : end], type=TokenConfidence)
+    return data[:start] + data[end + 2 :], told
 
 
 class Endpoint(StrEnum):
@@ -44,8 +67,8 @@ class EngineRequest:
     """Tokens that the prompt may have by its contract, for engines that count them; None: what the model holds."""
     judge: bool = False
     """Whether the reply is to say how sure the model was of its tokens."""
-    judge_tokens: int | None = None
-    """Tokens of a stream after which a first judgement is to be sent ahead; None: none is."""
+    judge_after: int | None = None
+    """For a stream: tokens after which an event of `judged_event` is to say so ahead of the end; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +99,7 @@ class EngineReply:
     retry_after_s: int | None = None
     """Seconds after which a request refused with 429 or 503 may be sent again; None: the engine does not know."""
     confidence: TokenConfidence | None = None
-    """How sure the model was of the answer's tokens; None: not asked for, or the engine cannot say."""
+    """How sure the model was of its tokens; None: it was not asked, or the engine cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)

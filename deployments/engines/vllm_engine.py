@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.api.errors import ApiError
+from cluster.routing.confidence import ConfidenceMeter
 from deployments.engines import vllm_errors
+from deployments.engines.judging import Judging
 from deployments.engines.protocol import (
     Emit,
     EngineDeadError,
@@ -105,6 +107,7 @@ class VllmEngine:
 
     async def run(self, request: EngineRequest, emit: Emit) -> EngineReply:
         """Serve one request; see `Engine.run`."""
+        from deployments.engines.vllm_judging import meter
         from deployments.engines.vllm_openai import bare_request, usage_of
         from deployments.engines.vllm_tokenizing import prompt_limit
 
@@ -116,6 +119,8 @@ class VllmEngine:
             # How much of a prompt was cached is told: another tenant's would be told with it.
             body["cache_salt"] = request.tenant
         prompt_limit.set(request.max_prompt_tokens)
+        judging = ConfidenceMeter() if request.judge else None
+        meter.set(judging)
         truncated = TokenUsage()
         try:
             if self._window is not None:
@@ -125,7 +130,7 @@ class VllmEngine:
                 # vLLM turns a cancellation into an error answer; who cancelled must see it end.
                 raise asyncio.CancelledError
             if isinstance(answer, AsyncGenerator):
-                reply = await self._stream(answer, emit, truncated)
+                reply = await self._stream(answer, Judging(emit, judging, request.judge_after), truncated)
             else:
                 reply = self._plain(answer)
         except ApiError as error:
@@ -137,12 +142,13 @@ class VllmEngine:
             usage = reply.usage
         return replace(
             reply,
+            confidence=judging.result() if judging is not None else None,
             usage=replace(
                 usage, truncated_turns=truncated.truncated_turns, truncated_tokens=truncated.truncated_tokens
             ),
         )
 
-    async def _stream(self, answer: AsyncGenerator[str, None], emit: Emit, truncated: TokenUsage) -> EngineReply:
+    async def _stream(self, answer: AsyncGenerator[str, None], emit: Judging, truncated: TokenUsage) -> EngineReply:
         last = ""
         untold = truncated
         try:
@@ -154,7 +160,7 @@ class VllmEngine:
                     return self._stream_failed(item)
                 if '"finish_reason":"' in item:
                     last = item
-                emit(with_truncation(item, untold).encode())
+                emit.event(with_truncation(item, untold).encode())
                 untold = TokenUsage()
         finally:
             await answer.aclose()

@@ -18,6 +18,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from cluster.api.errors import ApiError
 from deployments.engines.protocol import Endpoint, TokenUsage
+from deployments.engines.vllm_judging import JudgingClient
 from deployments.engines.vllm_tools import GUIDED, guarantees_forced_calls, is_forced, refuse_auto, register_guided
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ class OpenAILayer:
     """The part of vLLM's API server that turns OpenAI bodies into engine requests and back."""
 
     def __init__(self, engine: AsyncLLM, name: str, path: str, config: EngineConfig) -> None:
-        models = OpenAIServingModels(engine_client=engine, base_model_paths=[BaseModelPath(name=name, model_path=path)])
-        self._engine, self._models, self._template = engine, models, load_chat_template(config.chat_template)
+        client: Any = JudgingClient(engine)
+        models = OpenAIServingModels(engine_client=client, base_model_paths=[BaseModelPath(name=name, model_path=path)])
+        self._engine, self._models, self._template = client, models, load_chat_template(config.chat_template)
         self._reasoning_parser = config.reasoning_parser or ""
         self._has_parser = config.tool_parser is not None
         register_guided()
@@ -43,7 +45,7 @@ class OpenAILayer:
         if not guarantees_forced_calls(config.tool_parser):
             _, self._forced = self._chat_with(GUIDED)
         self._completion = OpenAIServingCompletion(
-            engine, models, request_logger=None, online_renderer=self.renderer, enable_prompt_tokens_details=True
+            client, models, request_logger=None, online_renderer=self.renderer, enable_prompt_tokens_details=True
         )
 
     def _chat_with(self, tool_parser: str | None) -> tuple[OnlineRenderer, OpenAIServingChat]:

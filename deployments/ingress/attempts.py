@@ -12,7 +12,7 @@ from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress.answers import streamed_texts, texts_of
 from deployments.ingress.course import Course, dispatch, engine_request
 from deployments.ingress.dispatch import Answer
-from deployments.ingress.provenance import Judgement, shown
+from deployments.ingress.provenance import Judgement, score_of, shown
 from deployments.ingress.services import Services
 from deployments.ingress.tracing import AttemptSpan, RequestSpan
 from deployments.ingress.verification import Checks, Verification
@@ -124,7 +124,7 @@ class Attempts:
         loop = asyncio.get_running_loop()
         began = loop.time()
         request = engine_request(course, self._endpoint, span.request_id, attempt_span.trace_headers)
-        judged = replace(request, judge=True, judge_tokens=gate if course.streams else None)
+        judged = replace(request, judge=True, judge_after=gate if course.streams else None)
         answer = dispatch(self._services, course, judged)
         held = await self._hold(answer, gate)
         reply = answer.reply
@@ -133,7 +133,7 @@ class Attempts:
         attempt = Attempt(
             model=course.decision.model,
             temperature=temperature_of(course),
-            confidence=None if known is None else known.score,
+            confidence=score_of(known),
             tokens=usage.prompt_tokens + usage.completion_tokens,
             seconds=loop.time() - began,
         )

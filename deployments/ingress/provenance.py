@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Final
 
+from cluster.routing.confidence import Calibration, TokenConfidence
 from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.dispatch import Answer
 
 PREFIX = "x-pointsman-"
+_UNCALIBRATED: Final = Calibration(())
 
 
 @dataclass(slots=True)
@@ -41,6 +44,11 @@ class Judgement:
         if self.citations is not None:
             told["citations"] = self.citations
         return told
+
+
+def score_of(confidence: TokenConfidence | None) -> float | None:
+    """The one figure of a confidence, 0 to 1; None: not known."""
+    return None if confidence is None else _UNCALIBRATED.judge(confidence).score
 
 
 def shown(verdict: Verdict) -> dict[str, object]:

@@ -9,7 +9,7 @@ from deployments.engines.protocol import EngineReply
 from deployments.ingress import failures
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.exchange import Exchange
-from deployments.ingress.provenance import Provenance
+from deployments.ingress.provenance import Provenance, score_of
 from deployments.ingress.tracing import RequestSpan
 from deployments.telemetry.metrics import StreamTimer
 
@@ -76,7 +76,7 @@ class StreamSender:
         judgement = self._provenance.judgement
         if judgement is not None and reply.confidence is not None:
             # What was judged before was the beginning; this is the whole.
-            judgement.confidence = reply.confidence.score
+            judgement.confidence = score_of(reply.confidence)
         ending = self._provenance.comment(answer, reply)
         if reply.status == 200:
             ending += DONE

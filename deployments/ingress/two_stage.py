@@ -27,7 +27,7 @@ from deployments.ingress.course import Bind, Course, dispatch, engine_request
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.feedback import MARGIN, FeedbackLoop
-from deployments.ingress.provenance import Judgement, Provenance
+from deployments.ingress.provenance import Judgement, Provenance, score_of
 from deployments.ingress.sending import StreamSender, send_whole
 from deployments.ingress.services import Services
 from deployments.ingress.tracing import AttemptSpan, RequestSpan
@@ -156,7 +156,7 @@ class TwoStage:
             self._services.metrics.spent(told.decision.model, facts.usage)
             course.sent = decision
             judgement.verdict, judgement.spent = verdict, course.spent
-            judgement.confidence = None if reply.confidence is None else reply.confidence.score
+            judgement.confidence = score_of(reply.confidence)
             return reply, Provenance(decision, span.trace_id, facts_attempts, judgement)
         if charged:
             course.take_back(facts.usage)

@@ -7,6 +7,7 @@ from zlib import crc32
 
 from deployments.engines.protocol import Emit, EngineReply, TokenUsage
 from deployments.engines.simulated.core import Generated
+from deployments.engines.simulated.pretence import Pretence
 from deployments.engines.simulated.requests import Work
 from deployments.engines.simulated.responses import Choice, Writer
 from deployments.engines.simulated.sequence import Sequence
@@ -16,7 +17,15 @@ from deployments.engines.simulated.text import Answer, word_of
 class Active:
     """Turns the tokens of a request's sequences into events or into one body."""
 
-    def __init__(self, key: str, work: Work, writer: Writer, emit: Emit | None, tenant: str = "") -> None:
+    def __init__(
+        self,
+        key: str,
+        work: Work,
+        writer: Writer,
+        emit: Emit | None,
+        tenant: str = "",
+        pretence: Pretence | None = None,
+    ) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         salt = crc32(tenant.encode())
         self.sequences = tuple(
@@ -28,6 +37,7 @@ class Active:
         self._work = work
         self._writer = writer
         self._emit = emit
+        self._pretence = pretence
         self._answers = [Answer(work.stop) for _ in self.sequences]
         self._texts: list[list[str]] = [[] for _ in self.sequences]
         self._reasons: list[str | None] = [None for _ in self.sequences]
@@ -42,10 +52,14 @@ class Active:
         elif made.finished:
             self._reasons[index] = self._work.ends
             text += answer.rest()
+        if self._pretence is not None and index == 0:
+            self._pretence.add(made.token)
         if self._emit is None:
             self._texts[index].append(text)
         else:
             self._stream(self._emit, index, text, first=made.index == 0)
+            if self._pretence is not None and (early := self._pretence.early()) is not None:
+                self._emit(early)
         if all(reason is not None for reason in self._reasons) and not self.ended.done():
             self.ended.set_result(None)
         return answer.stopped and not made.finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Final
 
 from cluster.api.errors import ApiError
@@ -18,6 +19,7 @@ from deployments.engines.protocol import (
 from deployments.engines.simulated.active import Active
 from deployments.engines.simulated.clock import Clock, RealClock, VirtualClock
 from deployments.engines.simulated.core import Bounds, Costs, Scheduler
+from deployments.engines.simulated.pretence import Pretence
 from deployments.engines.simulated.requests import read_work
 from deployments.engines.simulated.responses import Writer, shown_name
 
@@ -36,6 +38,7 @@ class SimulatedEngine:
         settings = config.simulated or SimulatedConfig()
         self._name = name
         self._seed = settings.seed
+        self._confidence = settings.confidence
         self._clock: Clock = clock or (VirtualClock() if settings.clock == "virtual" else RealClock())
         bounds = Bounds(
             kv_blocks=settings.kv_blocks,
@@ -74,7 +77,8 @@ class SimulatedEngine:
         writer = Writer(request.endpoint, request.request_id, shown_name(self._name), self._clock.wall())
         # The serial keeps two requests apart that were given the same id.
         key = f"{self._serial}:{request.request_id}"
-        active = Active(key, work, writer, emit if work.stream else None, request.tenant)
+        pretence = Pretence(self._confidence, request.judge_after) if request.judge else None
+        active = Active(key, work, writer, emit if work.stream else None, request.tenant, pretence)
         for sequence in active.sequences:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
@@ -85,7 +89,8 @@ class SimulatedEngine:
             for sequence in active.sequences:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
-        return active.reply()
+        reply = active.reply()
+        return reply if pretence is None else replace(reply, confidence=pretence.result())
 
     def stats(self) -> EngineStats:
         """A snapshot; never blocks."""

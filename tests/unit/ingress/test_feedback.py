@@ -19,11 +19,11 @@ from cluster.config.cluster import ClusterConfig
 from cluster.config.feedback import FeedbackConfig
 from cluster.config.load import parse_config
 from cluster.keys import mint
-from cluster.routing.confidence import TokenConfidence
+from cluster.routing.confidence import TOP, TokenConfidence
 from cluster.routing.template import NOTHING_GROUNDED
 from deployments.access.keys_file import KeysFile
 from deployments.channel.stream import ReplicaLostError, TokenStream
-from deployments.engines.protocol import EngineReply, TokenUsage
+from deployments.engines.protocol import EngineReply, TokenUsage, judged_event
 from deployments.ingress import dispatch
 from deployments.replica.spec import ReplicaCall
 from tests.unit.ingress.bare_ingress import BareIngress, Behaviour, ScriptedClient, bare_ingress, die
@@ -41,6 +41,11 @@ def config(**feedback: Any) -> ClusterConfig:
     return made.model_copy(update={"routing": routing})
 
 
+def sure(score: float) -> TokenConfidence:
+    """A confidence that comes to `score`."""
+    return TokenConfidence(5, math.log(score), math.log(score), score, (1 - score) * math.log(TOP + 1))
+
+
 def event(text: str) -> bytes:
     return b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % json.dumps(text).encode()
 
@@ -49,11 +54,11 @@ def says(text: str, score: float | None = None, *, early: float | None = None, l
     """A replica that says `text`, sure of it by `score`, and by `early` of its beginning."""
 
     def behave(stream: TokenStream, call: ReplicaCall) -> None:
-        confidence = None if score is None else TokenConfidence(score)
+        confidence = None if score is None else sure(score)
         if call.request.body.get("stream"):
             words = text.split(" ")
             if early is not None:
-                stream.judge(TokenConfidence(early))
+                stream.feed(judged_event(sure(early)))
             for word in words:
                 stream.feed(event(word + " "))
             stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=confidence))
@@ -105,7 +110,7 @@ def hang(client: ScriptedClient, *events: bytes, early: float | None = None) -> 
 
     def behave(stream: TokenStream, _: ReplicaCall) -> None:
         if early is not None:
-            stream.judge(TokenConfidence(early))
+            stream.feed(judged_event(sure(early)))
         for data in events:
             stream.feed(data)
 
@@ -273,12 +278,12 @@ async def test_a_bad_start_of_a_stream_is_replaced_before_a_byte_is_seen(ingress
     calls = hang(ingress.clients["mini"], event("never "), event("seen "), event("this "), early=0.1)
     ingress.clients["dense"].behaviour = says("what is seen instead", 0.7, early=0.9)
     reply = await ingress.post(CHAT, chat(stream=True, temperature=0))
-    assert b"never" not in reply.body and b"instead" in reply.body
+    assert b"never" not in reply.body and b"instead" in reply.body and b": judged" not in reply.body
     assert told(reply)["confidence"] == 0.7
     assert [step["confidence"] for step in told(reply)["trail"]] == [0.1, 0.7]
     assert calls[0].cancelled
     assert reply.body.endswith(b"data: [DONE]\n\n")
-    assert ingress.clients["mini"].calls[0].request.judge_tokens == 2
+    assert ingress.clients["mini"].calls[0].request.judge_after == 2
 
 
 async def test_a_stream_that_is_not_judged_in_time_is_let_through(ingress: BareIngress) -> None:
@@ -287,7 +292,7 @@ async def test_a_stream_that_is_not_judged_in_time_is_let_through(ingress: BareI
             stream.feed(event(word))
         asyncio.get_running_loop().call_later(0.02, lambda: stream.feed(event("five ")))
         asyncio.get_running_loop().call_later(
-            0.03, lambda: stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=TokenConfidence(0.1)))
+            0.03, lambda: stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=sure(0.1)))
         )
 
     hang(ingress.clients["mini"])
@@ -344,7 +349,7 @@ async def test_what_is_not_verified_does_not_leave(
         def behave(stream: TokenStream, call: ReplicaCall) -> None:
             if call.request.body.get("stream"):
                 stream.feed(event(text))
-                stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=TokenConfidence(0.99)))
+                stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=sure(0.99)))
             else:
                 says(text, 0.99)(stream, call)
 
