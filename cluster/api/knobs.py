@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.api.answer_knobs import Passage, Verify, read_passages, read_verify
 from cluster.api.errors import bad_request
 from cluster.api.fields import Fields
 from cluster.routing.latency_class import LatencyClass
@@ -29,6 +30,14 @@ class Knobs:
     """Confidence, 0 to 1, below which an answer is not taken."""
     retries: int | None = None
     """Attempts after the first."""
+    verify: Verify | None = None
+    """What the answer is checked against before it leaves."""
+    grounding: bool | None = None
+    """Whether the passages take the place of an answer that is not good enough."""
+    passages: tuple[Passage, ...] = ()
+    """What was retrieved for the request."""
+    two_stage: bool = False
+    """Whether one model finds the facts and another one words them."""
     given: frozenset[str] = frozenset()
     """Names of the knobs that the caller turned."""
 
@@ -42,6 +51,10 @@ _KNOWN: Final = (
     "retrieval_confidence",
     "min_confidence",
     "retries",
+    "verify",
+    "grounding",
+    "passages",
+    "two_stage",
 )
 
 
@@ -59,6 +72,10 @@ def read_knobs(fields: Fields) -> Knobs:
         retrieval_confidence=knobs.number("retrieval_confidence", 0, 1),
         min_confidence=knobs.number("min_confidence", 0, 1),
         retries=knobs.integer("retries", 0, MAX_RETRIES),
+        verify=read_verify(knobs),
+        grounding=knobs.boolean("grounding"),
+        passages=read_passages(knobs),
+        two_stage=knobs.boolean("two_stage") or False,
         given=frozenset(name for name in _KNOWN if knobs.get(name) is not None),
     )
 

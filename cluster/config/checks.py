@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config.base import AUTO, EMBEDDING_ROLE, KNOWN_ROLES
 from cluster.config.check_contracts import check_contracts
+from cluster.config.check_feedback import check_feedback
 from cluster.config.check_models import check_model
 from cluster.config.host import is_loopback
 from cluster.config.mistakes import Mistake
@@ -24,6 +25,7 @@ def check_cluster(config: ClusterConfig) -> Iterator[Mistake]:
         yield from check_model(f"models.{name}", model)
     yield from check_contracts(config, roles)
     yield from _check_routing(config, roles)
+    yield from check_feedback(config, roles)
     yield from _check_ingress(config)
     yield from _check_ray(config)
 

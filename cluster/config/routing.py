@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from cluster.config.base import Role, Section
 from cluster.config.contract import Sampling
+from cluster.config.feedback import FeedbackConfig
 from cluster.routing.intent import Intent
 from cluster.routing.latency_class import LatencyClass
 
@@ -78,6 +79,14 @@ class KnobsConfig(Section):
     """True lets a request say how well what was retrieved fits (yes or no, no unit)."""
     min_confidence: bool = True
     """True lets a request set the confidence below which an answer is not taken (yes or no, no unit)."""
+    verify: bool = True
+    """True lets a request say what its answer is checked against (yes or no, no unit)."""
+    grounding: bool = True
+    """True lets a request say whether its passages take the place of a doubtful answer (yes or no, no unit)."""
+    passages: bool = True
+    """True lets a request bring passages that an answer can rest on (yes or no, no unit)."""
+    two_stage: bool = True
+    """True lets a request have its answer made in two stages, by two models (yes or no, no unit)."""
     max_retries: int = Field(3, ge=0, le=16)
     """Attempts after the first that a request may ask for (a count)."""
 
@@ -108,6 +117,8 @@ class RoutingConfig(Section):
     """Role that takes requests which look like code, a name."""
     default_role: Role = "strong"
     """Role that takes everything else, a name."""
+    feedback: FeedbackConfig = FeedbackConfig()
+    """What is done about an answer that its model was not sure of."""
 
     def rules_for(self, roles: frozenset[str]) -> tuple[RuleConfig, ...]:
         """The rules in force in a portfolio that plays `roles`."""

@@ -14,6 +14,10 @@ from typing import Final
 
 SPAN_ROUTE: Final = "route"
 """The routing decision, in the ingress."""
+SPAN_ATTEMPT: Final = "attempt"
+"""One attempt at a request whose answers are judged, in the ingress."""
+SPAN_VERIFY: Final = "verify"
+"""The checks on one answer, in the ingress."""
 SPAN_REPLICA: Final = "replica"
 """A request in a replica, around its engine."""
 SPAN_ENGINE: Final = "llm_request"
@@ -95,6 +99,18 @@ PROMPT_TOKENS_ESTIMATE: Final = "pointsman.prompt.tokens_estimate"
 LATENCY_TARGET: Final = "pointsman.contract.latency_target_s"
 """Seconds to the first token that the role aims at."""
 ATTEMPTS: Final = "pointsman.attempts"
+ATTEMPT_NUMBER: Final = "pointsman.attempt.number"
+"""Counted from 1."""
+ATTEMPT_OUTCOME: Final = "pointsman.attempt.outcome"
+"""`accepted`, `best`, `requeried`, `escalated`, `template` or `failed`."""
+ATTEMPT_REASON: Final = "pointsman.attempt.reason"
+"""Why it was accepted or not, for people."""
+CONFIDENCE: Final = "pointsman.confidence.score"
+"""How sure the model was, 0 to 1."""
+VERDICT_OK: Final = "pointsman.verdict.ok"
+VERDICT_NAME: Final = "pointsman.verdict.name"
+"""The check that decided."""
+VERDICT_SCORE: Final = "pointsman.verdict.score"
 REPLICA: Final = "pointsman.replica.id"
 ENGINE: Final = "pointsman.engine"
 """`vllm`, `simulated`, `encoder` or `external`."""
@@ -245,6 +261,9 @@ REFUSED: Final = _counter(
 )
 DECISIONS: Final = _counter("route_decisions", "requests", ("model", "rule"), "Routing decisions, by model and rule.")
 RETRIES: Final = _counter("retries", "attempts", _MODEL, "Attempts repeated on another replica before the first byte.")
+ATTEMPTS_JUDGED: Final = _counter(
+    "attempts_judged", "attempts", ("model", "outcome"), "Attempts at requests whose answers are judged, by outcome."
+)
 LATENCY_TARGET_MISSES: Final = _counter(
     "latency_target_misses",
     "requests",

@@ -10,10 +10,11 @@ from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
 
+from cluster.routing.confidence import TokenConfidence
 from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
-from deployments.engines.protocol import EngineReply, EngineRequest
+from deployments.engines.protocol import EngineReply, EngineRequest, split_judged
 from deployments.replica.spec import ReplicaCall
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Answer:
         self._call: asyncio.Task[None] | None = None
         self._response: Response | None = None
         self.attempts = 0
+        self._early: TokenConfidence | None = None
         self.events = 0
         """Events handed out, about a token each."""
 
@@ -59,6 +61,11 @@ class Answer:
     def reply(self) -> EngineReply | None:
         """How the request ended, once `next` has returned None."""
         return None if self._stream is None else self._stream.reply
+
+    @property
+    def early(self) -> TokenConfidence | None:
+        """How sure the model is of the answer's beginning, as far as it was asked for and is known."""
+        return self._early
 
     @property
     def replica_id(self) -> str | None:
@@ -93,8 +100,14 @@ class Answer:
                 _log.warning("replica lost before its first event, trying another", extra={"attempt": self.attempts})
                 await self._client.wait_for_replica()
                 continue
-            if data is not None:
-                self.events += data.count(b"\n\n")
+            if data is None:
+                return None
+            if self._request.judge_after is not None:
+                data, told = split_judged(data)
+                self._early = told or self._early
+                if not data:
+                    continue
+            self.events += data.count(b"\n\n")
             return data
 
     def _start(self) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from http import HTTPStatus
 
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
 from cluster.api.embedding import EmbeddingRequest, parse_embedding
-from cluster.api.errors import ApiError
 from cluster.api.json_body import JsonObject, parse_json
 from cluster.api.requests import ApiRequest
 from cluster.config.ingress import LimitsConfig
@@ -21,52 +20,26 @@ from cluster.routing.decision import RouteDecision
 from cluster.routing.knob_bounds import check_knobs
 from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
-from deployments.engines.protocol import Endpoint, EngineReply, EngineRequest, TokenUsage
+from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress import failures
 from deployments.ingress.body import BodyReader
+from deployments.ingress.course import Course, dispatch, engine_request, fall_back
 from deployments.ingress.dispatch import Answer, NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.feedback import FeedbackLoop
 from deployments.ingress.provenance import Provenance
+from deployments.ingress.sending import StreamSender, break_off, send_whole
 from deployments.ingress.services import Services
 from deployments.ingress.tracing import RequestSpan
+from deployments.ingress.two_stage import TwoStage
+from deployments.ingress.verification import Verification
 from deployments.telemetry.metrics import StreamTimer
 
-_DONE = b"data: [DONE]\n\n"
 _PARSERS: Mapping[Endpoint, Callable[[JsonObject, LimitsConfig], ApiRequest]] = {
     Endpoint.CHAT: parse_chat,
     Endpoint.COMPLETION: parse_completion,
     Endpoint.EMBEDDING: parse_embedding,
 }
-
-
-@dataclass(slots=True)
-class _Course:
-    """Where one request is on its way: the model that works on it, and what it was asked for in the first place."""
-
-    asked: ApiRequest
-    decision: RouteDecision
-    contract: Contract
-    request: ApiRequest
-    """What was asked for, within the contract."""
-    answer: Answer | None = None
-    earlier: int = 0
-    """Attempts on models that were lost."""
-
-    @property
-    def attempts(self) -> int:
-        """Attempts in all."""
-        return self.earlier + (0 if self.answer is None else self.answer.attempts)
-
-    def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
-        """Leave the model that was lost for another."""
-        self.close()
-        self.earlier, self.answer = self.attempts, None
-        self.decision, self.contract, self.request = decision, contract, request
-
-    def close(self) -> None:
-        """Free what the model at work holds."""
-        if self.answer is not None:
-            self.answer.close()
 
 
 class Generation:
@@ -76,6 +49,9 @@ class Generation:
         self._services = services
         self._endpoint = endpoint
         self._bodies = bodies
+        verification = Verification(services)
+        self._feedback = FeedbackLoop(services, endpoint, verification, self._bind, self._note_decision)
+        self._two_stage = TwoStage(services, endpoint, self._feedback, verification, self._decide, self._bind)
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None, span: RequestSpan) -> None:
         """Serve one request. Raises `ApiError` as long as nothing was sent; whatever comes later ends the stream."""
@@ -84,8 +60,9 @@ class Generation:
         timer = StreamTimer(time.monotonic())
         with services.gate.reading(key):
             request = await self._read(exchange, limits)
-        course = _Course(request, *self._bind(request, self._decide(request)))
-        tenant = "" if key is None else key.tenant
+        self._two_stage.check(request)
+        course = Course(request, *self._bind(request, self._decide(self._two_stage.first(request))))
+        course.tenant = "" if key is None else key.tenant
         self._note_decision(course, span)
         async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
@@ -97,11 +74,11 @@ class Generation:
             limit_s = course.contract.timeout_s
             try:
                 async with asyncio.timeout(limit_s):
-                    reply = await self._answer(exchange, course, timer, span, tenant)
+                    reply = await self._answer(exchange, course, timer, span)
             except TimeoutError as error:
                 if exchange.status == 0:
                     raise failures.too_long(limit_s) from None
-                reply = await self._break_off(exchange, span, error)
+                reply = await break_off(exchange, span, error)
             finally:
                 gone.cancel()
                 course.close()
@@ -112,65 +89,40 @@ class Generation:
             span.finished(reply)
             self._count(course, reply, timer)
 
-    async def _answer(
-        self, exchange: Exchange, course: _Course, timer: StreamTimer, span: RequestSpan, tenant: str
-    ) -> EngineReply:
-        """Have the request answered, if its model is lost before the first byte by the next that stands in for it."""
+    async def _answer(self, exchange: Exchange, course: Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
+        """Have the request answered; one that is not judged by the first model that is not lost before its first byte."""
+        if course.knobs.two_stage:
+            return await self._two_stage.answer(exchange, course, timer, span)
+        if self._feedback.wanted(course):
+            return await self._feedback.answer(exchange, course, timer, span)
         config = self._services.config
-        send = self._stream if getattr(course.request, "stream", False) else self._plain
+        send = self._stream if course.streams else self._plain
         while True:
-            answer = self._dispatch(course, span, tenant)
+            request = engine_request(course, self._endpoint, span.request_id, span.trace_headers)
+            answer = dispatch(self._services, course, request)
             provenance = Provenance(course.decision, span.trace_id, course.earlier)
             try:
                 return await send(exchange, answer, provenance, timer, span)
             except (NoReplicaError, ReplicaLostError) as error:
-                if not self._fall_back(course):
+                if not fall_back(course, self._bind):
                     raise failures.to_api_error(error, config) from error
                 self._note_decision(course, span)
             except (QueueFullError, SlowReaderError) as error:
                 raise failures.to_api_error(error, config) from error
 
-    def _dispatch(self, course: _Course, span: RequestSpan, tenant: str) -> Answer:
-        model = course.decision.model
-        request = EngineRequest(
-            request_id=span.request_id,
-            endpoint=self._endpoint,
-            body={**course.request.body, "model": model},
-            trace_headers=span.trace_headers,
-            tenant=tenant,
-            max_prompt_tokens=course.contract.max_prompt_tokens,
-        )
-        limits = self._services.config.ingress.limits
-        course.answer = self._services.clients[model].answer(request, limits.max_buffered_bytes_per_stream)
-        return course.answer
-
-    def _fall_back(self, course: _Course) -> bool:
-        """Set the course on the next model that takes over and can keep the contract; whether there is one."""
-        decision = course.decision.after_loss()
-        while decision is not None:
-            try:
-                bound = self._bind(course.asked, decision)
-            except ApiError:
-                # It holds less than was asked for. That this is so is not the caller's mistake: on to the next.
-                decision = decision.after_loss()
-                continue
-            course.turn_to(*bound)
-            return True
-        return False
-
-    def _note_decision(self, course: _Course, span: RequestSpan) -> None:
+    def _note_decision(self, course: Course, span: RequestSpan) -> None:
         span.decided(course.decision, course.contract, course.request)
         self._services.metrics.decided(course.decision.model, course.decision.reason_code)
 
-    def _count(self, course: _Course, reply: EngineReply, timer: StreamTimer) -> None:
-        metrics, contract, model = self._services.metrics, course.contract, course.decision.model
+    def _count(self, course: Course, reply: EngineReply, timer: StreamTimer) -> None:
+        metrics, contract, model = self._services.metrics, course.contract, (course.sent or course.decision).model
         metrics.answered(model, self._endpoint, reply, timer, time.monotonic())
         if timer.first_s is not None:
             self._services.recent.began(model, timer.first_s)
         target = contract.latency_target_s
         if target is not None and timer.first_s is not None and timer.first_s > target:
             metrics.late(model, contract.role or model)
-        if course.attempts > 1:
+        if course.lost or course.attempts > course.begun:
             metrics.retried(model)
 
     async def _read(self, exchange: Exchange, limits: LimitsConfig) -> ApiRequest:
@@ -196,49 +148,16 @@ class Generation:
     ) -> EngineReply:
         while (data := await answer.next()) is not None:
             timer.chunk(time.monotonic(), data.count(b"\n\n"))
-        reply = failures.require_reply(answer.reply)
-        if reply.status == 200:
-            span.said(reply.body)
-        exchange.headers |= provenance.headers(answer, reply)
-        body = reply.body if reply.status != 200 else provenance.add_to(reply.body, answer, reply)
-        await exchange.respond(reply.status, body, headers=failures.retry_headers(reply))
-        return reply
+        return await send_whole(exchange, answer, failures.require_reply(answer.reply), provenance, span)
 
     async def _stream(
         self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, span: RequestSpan
     ) -> EngineReply:
+        sender = StreamSender(exchange, provenance, timer, span)
         first = await answer.next()
         if first is None:
-            # Refused before its first event: an ordinary error answer, not a stream.
-            reply = failures.require_reply(answer.reply)
-            exchange.headers |= provenance.headers(answer, reply)
-            await exchange.respond(reply.status, reply.body, headers=failures.retry_headers(reply))
-            return reply
-        exchange.headers |= provenance.headers(answer, None)
-        await exchange.begin_stream()
-        data: bytes | None = first
-        try:
-            while data is not None:
-                timer.chunk(time.monotonic(), data.count(b"\n\n"))
-                span.said(data)
-                await exchange.write(data)
-                data = await answer.next()
-            reply = failures.require_reply(answer.reply)
-        except (ReplicaLostError, SlowReaderError) as error:
-            return await self._break_off(exchange, span, error)
-        ending = provenance.comment(answer, reply)
-        if reply.status == 200:
-            ending += _DONE
-        elif reply.body:
-            ending = failures.error_event(reply.body) + ending
-        await exchange.write(ending, last=True)
-        return reply
-
-    async def _break_off(self, exchange: Exchange, span: RequestSpan, error: Exception) -> EngineReply:
-        """End a stream whose head is out with an error event, and without `[DONE]`."""
-        span.failed(error)
-        await exchange.write(failures.stream_error(error), last=True)
-        return EngineReply(status=failures.STREAM_BROKEN)
+            return await sender.refuse(answer, failures.require_reply(answer.reply))
+        return await sender.send(answer, first)
 
 
 def _tokens_at_most(request: ApiRequest) -> int:
@@ -248,17 +167,22 @@ def _tokens_at_most(request: ApiRequest) -> int:
     return request.prompt_tokens_estimate + (request.max_tokens or 0) * request.sequences
 
 
-def _usage(reply: EngineReply, course: _Course) -> TokenUsage:
-    """What a request used. One that broke off is charged what was estimated of its prompt, and what came of its answer.
+def _usage(reply: EngineReply, course: Course) -> TokenUsage:
+    """What a request used, attempts that were left and checks included.
 
-    Nothing comes of a whole answer before its end, though it is made all the same: so that leaving is no way around a
-    limit, one that a replica had taken is charged as much as it asked for.
+    One that broke off is charged what was estimated of its prompt, and what came of its answer. Nothing comes of a whole
+    answer before its end, though it is made all the same: so that leaving is no way around a limit, one that a replica had
+    taken is charged as much as it asked for.
     """
-    answer = course.answer
+    answer, spent = course.answer, course.spent
+    usage = reply.usage
     unfinished = reply.status in (failures.CLIENT_GONE, failures.STREAM_BROKEN)
-    if not unfinished or answer is None or answer.replica_id is None or reply.usage != TokenUsage():
-        return reply.usage
-    prompt = course.request.prompt_tokens_estimate
-    streamed = getattr(course.request, "stream", False)
-    made = answer.events if streamed else _tokens_at_most(course.request) - prompt
-    return TokenUsage(prompt_tokens=prompt, completion_tokens=made)
+    if unfinished and answer is not None and answer.replica_id is not None and usage == TokenUsage():
+        prompt = course.request.prompt_tokens_estimate
+        made = answer.events if course.streams else _tokens_at_most(course.request) - prompt
+        usage = TokenUsage(prompt_tokens=prompt, completion_tokens=made)
+    return replace(
+        usage,
+        prompt_tokens=usage.prompt_tokens + spent.prompt_tokens,
+        completion_tokens=usage.completion_tokens + spent.completion_tokens,
+    )

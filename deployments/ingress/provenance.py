@@ -3,13 +3,58 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
+from cluster.routing.confidence import Calibration, TokenConfidence
 from cluster.routing.decision import RouteDecision
-from deployments.engines.protocol import EngineReply
+from cluster.verification.verdict import Verdict
+from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.dispatch import Answer
 
 PREFIX = "x-pointsman-"
+_UNCALIBRATED: Final = Calibration(())
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What is known of an answer that was judged."""
+
+    trail: list[dict[str, object]] = field(default_factory=list)
+    """The attempts in their order: model, temperature, confidence, outcome, why."""
+    confidence: float | None = None
+    """Of what is sent, 0 to 1; None: not known."""
+    verdict: Verdict | None = None
+    """Of what is sent; None: nothing was checked."""
+    citations: tuple[str, ...] | None = None
+    """Ids of the passages that it rests on; None: it is a model's own answer."""
+    spent: TokenUsage = field(default_factory=TokenUsage)
+    """What attempts and checks used beside the answer itself."""
+
+    def fields(self) -> dict[str, object]:
+        """Its part of the `pointsman` object."""
+        verdict = self.verdict
+        told: dict[str, object] = {
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
+            "verified": None if verdict is None else verdict.ok,
+            "verdict": None if verdict is None else shown(verdict),
+            "trail": self.trail,
+            "tokens_beside": self.spent.prompt_tokens + self.spent.completion_tokens,
+        }
+        if self.citations is not None:
+            told["citations"] = self.citations
+        return told
+
+
+def score_of(confidence: TokenConfidence | None) -> float | None:
+    """The one figure of a confidence, 0 to 1; None: not known."""
+    return None if confidence is None else _UNCALIBRATED.judge(confidence).score
+
+
+def shown(verdict: Verdict) -> dict[str, object]:
+    """A verdict, as callers see it."""
+    score = None if verdict.score is None else round(verdict.score, 4)
+    return {"name": verdict.name, "ok": verdict.ok, "reason": verdict.reason, "score": score}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,23 +64,27 @@ class Provenance:
     decision: RouteDecision
     trace_id: str
     earlier: int = 0
-    """Attempts on other models, which were lost before this one took over."""
+    """Attempts on other replicas, which were lost or left before this one took over."""
+    judgement: Judgement | None = None
+    """None: the answer was not judged."""
 
-    def headers(self, answer: Answer, reply: EngineReply | None) -> dict[str, str]:
+    def headers(self, answer: Answer | None, reply: EngineReply | None) -> dict[str, str]:
         """Response headers. `reply` is None at the head of a stream, when its end is not known yet."""
         headers = {
             f"{PREFIX}model": self.decision.model,
             f"{PREFIX}trace-id": self.trace_id,
-            f"{PREFIX}attempts": str(self.earlier + answer.attempts),
+            f"{PREFIX}attempts": str(self._attempts(answer)),
         }
-        if answer.engine is not None:
+        if answer is not None and answer.engine is not None:
             headers[f"{PREFIX}engine"] = answer.engine
+        if self.judgement is not None and self.judgement.confidence is not None:
+            headers[f"{PREFIX}confidence"] = f"{self.judgement.confidence:.4f}"
         if reply is not None and reply.usage.truncated_tokens:
             headers[f"{PREFIX}truncated-turns"] = str(reply.usage.truncated_turns)
             headers[f"{PREFIX}truncated-tokens"] = str(reply.usage.truncated_tokens)
         return headers
 
-    def fields(self, answer: Answer, reply: EngineReply) -> dict[str, object]:
+    def fields(self, answer: Answer | None, reply: EngineReply) -> dict[str, object]:
         """The `pointsman` object."""
         usage = reply.usage
         return {
@@ -44,20 +93,24 @@ class Provenance:
             "reason": self.decision.reason,
             "rule": self.decision.reason_code,
             "score": self.decision.score,
-            "engine": answer.engine,
-            "attempts": self.earlier + answer.attempts,
+            "engine": None if answer is None else answer.engine,
+            "attempts": self._attempts(answer),
             "trace_id": self.trace_id,
             "cached_tokens": usage.cached_tokens,
             "truncated_turns": usage.truncated_turns,
             "truncated_tokens": usage.truncated_tokens,
+            **({} if self.judgement is None else self.judgement.fields()),
         }
 
-    def add_to(self, body: bytes, answer: Answer, reply: EngineReply) -> bytes:
+    def add_to(self, body: bytes, answer: Answer | None, reply: EngineReply) -> bytes:
         """The JSON body with a `pointsman` object as its last member, without parsing it again."""
         if not body.endswith(b"}"):
             return body
         return body[:-1] + b',"pointsman":' + json.dumps(self.fields(answer, reply)).encode() + b"}"
 
-    def comment(self, answer: Answer, reply: EngineReply) -> bytes:
+    def comment(self, answer: Answer | None, reply: EngineReply) -> bytes:
         """The same at the end of a stream, as a comment: clients that do not know it skip it by the SSE rules."""
         return b": pointsman " + json.dumps(self.fields(answer, reply)).encode() + b"\n\n"
+
+    def _attempts(self, answer: Answer | None) -> int:
+        return self.earlier + (0 if answer is None else answer.attempts)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cluster.contracts import Contract
     from cluster.keys import KeyRecord
     from cluster.routing.decision import RouteDecision
+    from cluster.verification.verdict import Verdict
     from deployments.telemetry.metrics import StreamTimer
 
 OPERATIONS: Mapping[Endpoint, str] = {
@@ -75,6 +76,33 @@ class RequestSpan:
             if decision.role is not None:
                 self._span.set_attribute(names.ROUTE_ROLE, decision.role)
 
+    @contextmanager
+    def attempt(self, number: int, model: str, temperature: float | None) -> Iterator[AttemptSpan]:
+        """One attempt at a request whose answers are judged, as a child span that its engine's span is a child of."""
+        attributes: dict[str, str | int | float] = {names.ATTEMPT_NUMBER: number, names.ROUTE_MODEL: model}
+        if temperature is not None:
+            attributes[names.REQUEST_TEMPERATURE] = temperature
+        with self._child(names.SPAN_ATTEMPT, attributes) as span:
+            yield AttemptSpan(span)
+
+    @contextmanager
+    def verifying(self) -> Iterator[AttemptSpan]:
+        """The checks on one answer, as a child of what is under way."""
+        with self._child(names.SPAN_VERIFY, {}) as span:
+            yield AttemptSpan(span)
+
+    @contextmanager
+    def _child(self, name: str, attributes: Mapping[str, str | int | float]) -> Iterator[Span]:
+        with self._telemetry.tracer.start_as_current_span(
+            name, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                span.set_attribute(names.ERROR_TYPE, type(error).__name__)
+                span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+                raise
+
     def said(self, data: bytes) -> None:
         """A piece of the answer, as it goes to the client; kept only if the operator asked for it."""
         if self._output is not None:
@@ -114,6 +142,33 @@ class RequestSpan:
         """What went wrong, by type: messages may hold what a user sent."""
         self._span.set_attribute(names.ERROR_TYPE, type(error).__name__)
         self._span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+
+class AttemptSpan:
+    """The span of one attempt, or of the checks on its answer."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.trace_headers = outgoing_headers(span)
+
+    def confident(self, confidence: float | None) -> None:
+        """How sure the model was, 0 to 1; None: not known."""
+        if confidence is not None:
+            self._span.set_attribute(names.CONFIDENCE, confidence)
+
+    def verdict(self, verdict: Verdict | None) -> None:
+        """What the checks said; None: nothing was checked."""
+        if verdict is None:
+            return
+        self._span.set_attribute(names.VERDICT_OK, verdict.ok)
+        self._span.set_attribute(names.VERDICT_NAME, verdict.name)
+        if verdict.score is not None:
+            self._span.set_attribute(names.VERDICT_SCORE, verdict.score)
+
+    def outcome(self, outcome: str, reason: str) -> None:
+        """What follows, and why."""
+        self._span.set_attribute(names.ATTEMPT_OUTCOME, outcome)
+        self._span.set_attribute(names.ATTEMPT_REASON, reason)
 
 
 @contextmanager

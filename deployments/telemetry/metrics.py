@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from cluster.telemetry import names
 from cluster.telemetry.names import Metric
-from deployments.engines.protocol import Endpoint, EngineReply, EngineStats
+from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
 from deployments.telemetry.series import Buckets, Counts, Histogram, number_family
 from deployments.telemetry.setup import SpanCounts
 
@@ -127,6 +127,16 @@ class IngressMetrics:
         """An attempt was repeated on another replica."""
         self._add(names.RETRIES, (self._model(model),))
 
+    def judged(self, model: str, outcome: str) -> None:
+        """An attempt was judged. `outcome` is a word."""
+        self._add(names.ATTEMPTS_JUDGED, (self._model(model), self._words.bound(outcome)))
+
+    def spent(self, model: str, usage: TokenUsage) -> None:
+        """Tokens that a model computed for an answer that was not sent, or to check one."""
+        self._add(names.PROMPT_TOKENS, (self._model(model),), usage.prompt_tokens)
+        self._add(names.COMPLETION_TOKENS, (self._model(model),), usage.completion_tokens)
+        self._add(names.CACHED_TOKENS, (self._model(model),), usage.cached_tokens)
+
     def late(self, model: str, role: str) -> None:
         """A stream's first token came later than the contract of its role aims at."""
         self._add(names.LATENCY_TARGET_MISSES, (self._model(model), self._words.bound(role)))
@@ -210,6 +220,7 @@ _COUNTED: Final = (
     names.DECISIONS,
     names.REFUSED,
     names.RETRIES,
+    names.ATTEMPTS_JUDGED,
     names.LATENCY_TARGET_MISSES,
     names.DISCONNECTS,
     names.ENGINE_DEATHS,

@@ -1,0 +1,136 @@
+"""Where one request is on its way: the model that works on it, what was tried before, and what all of it has used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cluster.api.embedding import EmbeddingRequest
+from cluster.api.errors import ApiError
+from cluster.api.knobs import NO_KNOBS, Knobs
+from cluster.api.requests import ApiRequest
+from cluster.contracts import Contract
+from cluster.routing.decision import RouteDecision
+from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
+from deployments.ingress.dispatch import Answer
+from deployments.ingress.provenance import Judgement
+from deployments.ingress.services import Services
+
+Bind = Callable[[ApiRequest, RouteDecision], tuple[RouteDecision, Contract, ApiRequest]]
+"""Holds a request to the contract that a decision means. Raises `ApiError` 400 if it cannot be kept."""
+
+
+@dataclass(slots=True)
+class Course:
+    """One request, and what it was asked for in the first place."""
+
+    asked: ApiRequest
+    decision: RouteDecision
+    contract: Contract
+    request: ApiRequest
+    """What was asked for, within the contract."""
+    tenant: str = ""
+    answer: Answer | None = None
+    earlier: int = 0
+    """Attempts on replicas before the model at work."""
+    begun: int = 0
+    """Times that engines were asked for the answer."""
+    checked: int = 0
+    """Times that a verifier was asked about it."""
+    lost: bool = False
+    """Whether a model was lost before it answered, and another one took over."""
+    spent: TokenUsage = field(default_factory=TokenUsage)
+    """What attempts and checks used beside the answer that is sent."""
+    judgement: Judgement | None = None
+    """What is known of a judged answer, ready to be said."""
+    sent: RouteDecision | None = None
+    """Whose answer is sent, where that is not the model at work any more."""
+    extra: list[Answer] = field(default_factory=list)
+    """Calls beside the answer that are under way: those of a verifier."""
+
+    @property
+    def knobs(self) -> Knobs:
+        """What the caller set beside the model."""
+        return NO_KNOBS if isinstance(self.asked, EmbeddingRequest) else self.asked.knobs
+
+    @property
+    def streams(self) -> bool:
+        """Whether the caller wants events."""
+        return bool(getattr(self.asked, "stream", False))
+
+    @property
+    def attempts(self) -> int:
+        """Attempts in all, on replicas."""
+        return self.earlier + (0 if self.answer is None else self.answer.attempts)
+
+    def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
+        """Leave what was tried for another attempt."""
+        self.leave()
+        self.decision, self.contract, self.request = decision, contract, request
+
+    def leave(self) -> None:
+        """Free what the model at work holds; its replicas count as attempts."""
+        self.close()
+        self.earlier, self.answer = self.attempts, None
+
+    def spend(self, usage: TokenUsage) -> None:
+        """Add what an attempt or a check used that is not the answer."""
+        self.spent = replace(
+            self.spent,
+            prompt_tokens=self.spent.prompt_tokens + usage.prompt_tokens,
+            completion_tokens=self.spent.completion_tokens + usage.completion_tokens,
+            cached_tokens=self.spent.cached_tokens + usage.cached_tokens,
+        )
+
+    def take_back(self, usage: TokenUsage) -> None:
+        """What was added by `spend` is the answer's after all."""
+        self.spent = replace(
+            self.spent,
+            prompt_tokens=self.spent.prompt_tokens - usage.prompt_tokens,
+            completion_tokens=self.spent.completion_tokens - usage.completion_tokens,
+            cached_tokens=self.spent.cached_tokens - usage.cached_tokens,
+        )
+
+    def close(self) -> None:
+        """Free what the models at work hold."""
+        for answer in (self.answer, *self.extra):
+            if answer is not None:
+                answer.close()
+        self.extra.clear()
+
+
+def engine_request(course: Course, endpoint: Endpoint, request_id: str, headers: Mapping[str, str]) -> EngineRequest:
+    """What the engine of the course's model is asked. Each asking has an id of its own: engines keep requests by it."""
+    course.begun += 1
+    return EngineRequest(
+        request_id=request_id if course.begun == 1 else f"{request_id}-{course.begun}",
+        endpoint=endpoint,
+        body={**course.request.body, "model": course.decision.model},
+        trace_headers=headers,
+        tenant=course.tenant,
+        max_prompt_tokens=course.contract.max_prompt_tokens,
+    )
+
+
+def dispatch(services: Services, course: Course, request: EngineRequest) -> Answer:
+    """The answer of the course's model, not begun yet; the course frees it."""
+    limits = services.config.ingress.limits
+    client = services.clients[course.decision.model]
+    course.answer = client.answer(request, limits.max_buffered_bytes_per_stream)
+    return course.answer
+
+
+def fall_back(course: Course, bind: Bind) -> bool:
+    """Set the course on the next model that takes over and can keep the contract; whether there is one."""
+    decision = course.decision.after_loss()
+    while decision is not None:
+        try:
+            bound = bind(course.asked, decision)
+        except ApiError:
+            # It holds less than was asked for. That this is so is not the caller's mistake: on to the next.
+            decision = decision.after_loss()
+            continue
+        course.turn_to(*bound)
+        course.lost = True
+        return True
+    return False
