@@ -124,7 +124,7 @@ class Attempts:
         loop = asyncio.get_running_loop()
         began = loop.time()
         request = engine_request(course, self._endpoint, span.request_id, attempt_span.trace_headers)
-        judged = replace(request, judge=True, judge_after=gate if course.streams else None)
+        judged = replace(request, judge=True, judge_tokens=gate if course.streams else None)
         answer = dispatch(self._services, course, judged)
         held = await self._hold(answer, gate)
         reply = answer.reply

@@ -102,9 +102,8 @@ class Answer:
                 continue
             if data is None:
                 return None
-            if self._request.judge_after is not None:
-                data, told = split_judged(data)
-                self._early = told or self._early
+            if self._request.judge_tokens is not None and self._early is None:
+                data, self._early = split_judged(data)
                 if not data:
                     continue
             self.events += data.count(b"\n\n")

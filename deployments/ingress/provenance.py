@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Final
 
-from cluster.routing.confidence import Calibration, TokenConfidence
+from cluster.routing.confidence import TokenConfidence
 from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.dispatch import Answer
 
 PREFIX = "x-pointsman-"
-_UNCALIBRATED: Final = Calibration(())
 
 
 @dataclass(slots=True)
@@ -48,7 +46,7 @@ class Judgement:
 
 def score_of(confidence: TokenConfidence | None) -> float | None:
     """The one figure of a confidence, 0 to 1; None: not known."""
-    return None if confidence is None else _UNCALIBRATED.judge(confidence).score
+    return None if confidence is None else confidence.score
 
 
 def shown(verdict: Verdict) -> dict[str, object]:

@@ -283,7 +283,7 @@ async def test_a_bad_start_of_a_stream_is_replaced_before_a_byte_is_seen(ingress
     assert [step["confidence"] for step in told(reply)["trail"]] == [0.1, 0.7]
     assert calls[0].cancelled
     assert reply.body.endswith(b"data: [DONE]\n\n")
-    assert ingress.clients["mini"].calls[0].request.judge_after == 2
+    assert ingress.clients["mini"].calls[0].request.judge_tokens == 2
 
 
 async def test_a_stream_that_is_not_judged_in_time_is_let_through(ingress: BareIngress) -> None:
