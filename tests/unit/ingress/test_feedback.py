@@ -4,119 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import secrets
-import sys
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from cluster.config.cluster import ClusterConfig
-from cluster.config.feedback import FeedbackConfig
-from cluster.config.load import parse_config
 from cluster.keys import mint
-from cluster.routing.confidence import TOP, TokenConfidence
 from cluster.routing.template import NOTHING_GROUNDED
 from deployments.access.keys_file import KeysFile
 from deployments.channel.stream import ReplicaLostError, TokenStream
-from deployments.engines.protocol import EngineReply, TokenUsage, judged_event
+from deployments.engines.protocol import EngineReply
 from deployments.ingress import dispatch
 from deployments.replica.spec import ReplicaCall
-from tests.unit.ingress.bare_ingress import BareIngress, Behaviour, ScriptedClient, bare_ingress, die
+from tests.unit.ingress.bare_ingress import BareIngress, Behaviour, bare_ingress, die
+from tests.unit.ingress.judged import (
+    CHAT,
+    USAGE,
+    chat,
+    config,
+    event,
+    hang,
+    in_turn,
+    refuses,
+    says,
+    sure,
+    temperatures,
+    text_of,
+    told,
+)
 from tests.waiting import until
-
-ROOT = Path(__file__).parents[3]
-CHAT = "/v1/chat/completions"
-USAGE = TokenUsage(prompt_tokens=10, completion_tokens=5)
-
-
-def config(**feedback: Any) -> ClusterConfig:
-    made = parse_config((ROOT / "infra" / "clusters" / "local.yaml").read_text(), "local.yaml")
-    asked = {"enabled": True, "confidence_threshold": 0.6, "escalate_to": ["strong"], "gate_tokens": 2, **feedback}
-    routing = made.routing.model_copy(update={"feedback": FeedbackConfig.model_validate(asked)})
-    return made.model_copy(update={"routing": routing})
-
-
-def sure(score: float) -> TokenConfidence:
-    """A confidence that comes to `score`."""
-    return TokenConfidence(5, math.log(score), math.log(score), score, (1 - score) * math.log(TOP + 1))
-
-
-def event(text: str) -> bytes:
-    return b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % json.dumps(text).encode()
-
-
-def says(text: str, score: float | None = None, *, early: float | None = None, logprobs: Any = None) -> Behaviour:
-    """A replica that says `text`, sure of it by `score`, and by `early` of its beginning."""
-
-    def behave(stream: TokenStream, call: ReplicaCall) -> None:
-        confidence = None if score is None else sure(score)
-        if call.request.body.get("stream"):
-            words = text.split(" ")
-            if early is not None:
-                stream.feed(judged_event(sure(early)))
-            for word in words:
-                stream.feed(event(word + " "))
-            stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=confidence))
-            return
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
-        body = json.dumps({"model": call.request.body["model"], "choices": [choice]}).encode()
-        stream.finish(EngineReply(200, body, USAGE, "stop", confidence=confidence))
-
-    return behave
-
-
-def in_turn(*behaviours: Behaviour) -> Behaviour:
-    left = list(behaviours)
-
-    def behave(stream: TokenStream, call: ReplicaCall) -> None:
-        now = left.pop(0) if len(left) > 1 else left[0]
-        now(stream, call)
-
-    return behave
-
-
-def refuses(status: int) -> Behaviour:
-    return lambda stream, call: stream.finish(EngineReply(status, b'{"error":{"code":"x"}}'))
-
-
-class Hanging:
-    """Serve's side of a call that does not end until it is cancelled."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    def __await__(self) -> Generator[object, None, object]:
-        yield from asyncio.Event().wait().__await__()
-        return None
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-def hang(client: ScriptedClient, *events: bytes, early: float | None = None) -> list[Hanging]:
-    """From now on, calls of `client` send `events` and then nothing."""
-    made: list[Hanging] = []
-    call_of = client.call
-
-    def call(call: ReplicaCall) -> Any:
-        call_of(call)
-        made.append(Hanging())
-        return made[-1]
-
-    def behave(stream: TokenStream, _: ReplicaCall) -> None:
-        if early is not None:
-            stream.feed(judged_event(sure(early)))
-        for data in events:
-            stream.feed(data)
-
-    client.behaviour = behave
-    client.call = call  # type: ignore[method-assign]
-    return made
 
 
 @pytest.fixture
@@ -124,27 +42,6 @@ async def ingress(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     monkeypatch.setattr(dispatch, "REPLY_GRACE_S", 0.05)
     async with bare_ingress(config(), state_dir) as made:
         yield made
-
-
-def chat(**more: Any) -> dict[str, Any]:
-    return {"model": "fast", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, **more}
-
-
-def told(reply: Any) -> dict[str, Any]:
-    if reply.headers["content-type"].startswith("text/event-stream"):
-        comment = next(line for line in reply.body.split(b"\n") if line.startswith(b": pointsman "))
-        found: dict[str, Any] = json.loads(comment.removeprefix(b": pointsman "))
-        return found
-    answered: dict[str, Any] = json.loads(reply.body)["pointsman"]
-    return answered
-
-
-def text_of(reply: Any) -> str:
-    return str(json.loads(reply.body)["choices"][0]["message"]["content"])
-
-
-def temperatures(client: ScriptedClient) -> list[Any]:
-    return [call.request.body.get("temperature") for call in client.calls]
 
 
 async def test_a_confident_answer_leaves_at_once(ingress: BareIngress) -> None:
@@ -333,97 +230,6 @@ async def test_leaving_frees_the_verifier(ingress: BareIngress) -> None:
     assert calls[0].cancelled
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("verify", "wrong", "right"),
-    [
-        ({"regex": "^[0-9]+$"}, "many", "42"),
-        ({"exact": "yes"}, "no", "Yes"),
-        ({"json_schema": {"type": "object", "required": ["a"]}}, "{}", '{"a":1}'),
-    ],
-)
-async def test_what_is_not_verified_does_not_leave(
-    ingress: BareIngress, stream: bool, verify: dict[str, Any], wrong: str, right: str
-) -> None:
-    def exactly(text: str) -> Behaviour:
-        def behave(stream: TokenStream, call: ReplicaCall) -> None:
-            if call.request.body.get("stream"):
-                stream.feed(event(text))
-                stream.finish(EngineReply(200, b"", USAGE, "stop", confidence=sure(0.99)))
-            else:
-                says(text, 0.99)(stream, call)
-
-        return behave
-
-    ingress.clients["mini"].behaviour = exactly(wrong)
-    ingress.clients["dense"].behaviour = exactly(right)
-    reply = await ingress.post(CHAT, chat(stream=stream, temperature=0, pointsman={"verify": verify}))
-    assert reply.headers["x-pointsman-model"] == "dense"
-    assert told(reply)["verified"] is True
-    assert told(reply)["trail"][0]["verdict"]["ok"] is False
-
-
-async def test_a_pattern_that_cannot_be_used_is_a_mistake_of_the_caller(ingress: BareIngress) -> None:
-    reply = await ingress.post(CHAT, chat(pointsman={"verify": {"regex": "(?=a)b"}}))
-    assert (reply.status, reply.error["param"]) == (400, "pointsman.verify.regex")
-    assert all(not client.calls for client in ingress.clients.values())
-
-
-def yes(probability: float) -> Any:
-    tops = [{"token": "yes", "logprob": math.log(probability)}, {"token": "no", "logprob": math.log(1 - probability)}]
-    return {"content": [{"top_logprobs": tops}]}
-
-
-async def test_a_verifier_is_asked_and_charged(ingress: BareIngress) -> None:
-    ingress.clients["mini"].behaviour = says("an answer", 0.9)
-    ingress.clients["dense"].behaviour = says("yes", logprobs=yes(0.9))
-    reply = await ingress.post(CHAT, chat(pointsman={"verify": {"verifier": True}}))
-    assert text_of(reply) == "an answer"
-    assert (told(reply)["verified"], told(reply)["verdict"]["score"]) == (True, 0.9)
-    assert told(reply)["tokens_beside"] == 15
-    asked = ingress.clients["dense"].calls[0].request.body
-    assert "an answer" in str(asked["messages"]) and asked["max_tokens"] == 1
-
-
-def two_stages(**more: Any) -> dict[str, Any]:
-    return chat(model="auto", pointsman={"two_stage": True}, **more)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("probability", "leaves", "model"), [(0.9, b"well worded", "sparse"), (0.2, b"facts", "dense")]
-)
-async def test_the_wording_leaves_only_if_it_says_the_same(
-    ingress: BareIngress, stream: bool, probability: float, leaves: bytes, model: str
-) -> None:
-    ingress.clients["dense"].behaviour = in_turn(says("facts", 0.9), says("yes", logprobs=yes(probability)))
-    ingress.clients["sparse"].behaviour = says("well worded", 0.9)
-    reply = await ingress.post(CHAT, two_stages(stream=stream))
-    assert reply.status == 200 and leaves in reply.body
-    assert reply.headers["x-pointsman-model"] == model
-    assert told(reply)["tokens_beside"] == 30
-    rewriting = ingress.clients["sparse"].calls[0].request.body
-    assert "facts" in str(rewriting["messages"]) and "Hello" not in str(rewriting["messages"])
-    assert not rewriting.get("stream")
-    assert reply.body.endswith(b"data: [DONE]\n\n") is stream
-
-
-async def test_the_facts_leave_if_nobody_can_word_them(ingress: BareIngress) -> None:
-    ingress.clients["dense"].behaviour = says("facts", 0.9)
-    ingress.clients["sparse"].behaviour = refuses(500)
-    reply = await ingress.post(CHAT, two_stages())
-    assert (reply.status, text_of(reply)) == (200, "facts")
-    assert told(reply)["trail"][-1]["outcome"] == "refused"
-
-
-@pytest.mark.parametrize("more", [{"n": 2}, {"response_format": {"type": "json_object"}}, {"logprobs": True}])
-async def test_two_stages_of_what_has_no_two_are_refused(ingress: BareIngress, more: dict[str, Any]) -> None:
-    reply = await ingress.post(CHAT, two_stages(**more))
-    assert (reply.status, reply.error["param"]) == (400, "pointsman.two_stage")
-    named = await ingress.post(CHAT, {**two_stages(), "model": "mini"})
-    assert (named.status, named.error["param"]) == (400, "model")
-
-
 async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> None:
     minted = mint("a test", time.time(), secrets.token_bytes, tenant="acme")
     KeysFile(state_dir / "keys.jsonl").append(minted.record)
@@ -435,15 +241,3 @@ async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> No
         assert len(told(reply)["trail"]) == 3
         usage = json.loads((await ingress.request("GET", "/v1/usage", **bearer)).body)
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (30, 15)
-
-
-async def test_an_operators_hook_decides_on_what_is_judged(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("a_hook_of_feedback")
-    module.check = lambda question, answer: question == "Hello" and answer == "good"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    async with bare_ingress(config(hook="a_hook_of_feedback:check"), state_dir) as ingress:
-        ingress.clients["mini"].behaviour = says("bad", 0.9)
-        ingress.clients["dense"].behaviour = says("good", 0.9)
-        reply = await ingress.post(CHAT, chat(temperature=0))
-    assert text_of(reply) == "good"
-    assert [step["verdict"]["name"] for step in told(reply)["trail"]] == ["hook", "hook"]
