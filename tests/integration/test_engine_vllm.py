@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from deployments.engines.protocol import Endpoint, EngineRequest, split_judged
+from deployments.engines.protocol import Endpoint, EngineRequest
 from deployments.engines.vllm_engine import VllmEngine
 from deployments.processes import process_state
 from tests.integration.dense_engine import (
@@ -117,48 +117,6 @@ async def test_a_contracts_bound_on_the_prompt_holds(engine: VllmEngine, stream:
             error = json.loads(reply.body)["error"]
             assert error["code"] == "context_length_exceeded"
             assert "at most 100 tokens" in error["message"]
-
-
-def judged(answer: dict[str, Any]) -> list[float]:
-    return [token["logprob"] for token in answer["choices"][0]["logprobs"]["content"]]
-
-
-async def test_a_judged_answer_is_the_same_and_says_how_sure_the_model_was(engine: VllmEngine, call: Call) -> None:
-    body = {"model": "dense", "messages": [user("What is the capital of France?")], "max_tokens": 12, "temperature": 0}
-    told = answer_of(await call.chat("What is the capital of France?", max_tokens=12, logprobs=True, top_logprobs=2))
-    logprobs = judged(told)
-    for asked, shown in ((None, None), (2, 2)):
-        more = {} if asked is None else {"logprobs": True, "top_logprobs": asked}
-        request = EngineRequest(uuid.uuid4().hex, Endpoint.CHAT, {**body, **more}, judge=True)
-        reply = await engine.run(request, lambda _: None)
-        assert reply.confidence is not None
-        assert reply.confidence.tokens == len(logprobs) == reply.usage.completion_tokens
-        assert reply.confidence.mean_logprob == pytest.approx(sum(logprobs) / len(logprobs), abs=0.02)
-        assert 0 < reply.confidence.score <= 1
-        choice = answer_of(reply)["choices"][0]
-        assert choice["message"]["content"] == told["choices"][0]["message"]["content"]
-        # The caller sees what was asked for, and no more.
-        if shown is None:
-            assert choice["logprobs"] is None
-        else:
-            assert {len(token["top_logprobs"]) for token in choice["logprobs"]["content"]} == {shown}
-    assert (await call.chat("Hello", max_tokens=2)).confidence is None
-
-
-async def test_a_judged_stream_tells_once_after_the_first_tokens(engine: VllmEngine) -> None:
-    body = {"model": "dense", "messages": [user("Name three colours.")], "max_tokens": 20, "ignore_eos": True}
-    events: list[bytes] = []
-    request = EngineRequest(
-        uuid.uuid4().hex, Endpoint.CHAT, {**body, "stream": True, "temperature": 0}, judge=True, judge_tokens=6
-    )
-    reply = await engine.run(request, events.append)
-    early = [(at, told) for at, data in enumerate(events) if (told := split_judged(data)[1]) is not None]
-    ((at, told),) = early
-    assert 6 <= told.tokens <= 8
-    assert at < len(events) - 8
-    assert reply.confidence is not None
-    assert reply.confidence.tokens == 20
-    assert b'"logprob":' not in b"".join(events)
 
 
 async def test_tenants_find_no_cached_prompt_of_each_other(engine: VllmEngine) -> None:

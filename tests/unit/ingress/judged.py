@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config.cluster import ClusterConfig
 from cluster.config.feedback import FeedbackConfig
 from cluster.config.load import parse_config
-from cluster.routing.confidence import TOP, TokenConfidence
+from cluster.routing.confidence import TokenConfidence
 from deployments.channel.stream import TokenStream
 from deployments.engines.protocol import EngineReply, TokenUsage, judged_event
 from deployments.replica.spec import ReplicaCall
@@ -31,8 +31,8 @@ def config(**feedback: Any) -> ClusterConfig:
 
 
 def sure(score: float) -> TokenConfidence:
-    """A confidence that comes to `score`."""
-    return TokenConfidence(5, math.log(score), math.log(score), score, (1 - score) * math.log(TOP + 1))
+    """What an engine tells of an answer that it is this sure of, 0 to 1."""
+    return TokenConfidence(score, mean_logprob=math.log(score), weakest_window=math.log(score), tokens=5)
 
 
 def event(text: str) -> bytes:
