@@ -104,7 +104,7 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pyte
 def simulated_cluster(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[RunningCluster]:
-    """Two simulated models, the second a quick one; keys required, little patience with slow clients."""
+    """Two simulated models, the second a quick one and surer of itself; keys required, little patience with slow clients."""
     state_dir: Path = tmp_path_factory.mktemp("simulated") / "state"
     config = simulated_config("alpha", "beta") | {
         "keys": {"required": True},
@@ -112,6 +112,8 @@ def simulated_cluster(
     }
     models = config["models"]
     assert isinstance(models, dict)
+    config["routing"] = {"code_role": "strong", "feedback": {"escalate_to": ["role_beta"]}}
+    models["alpha"]["engine"]["simulated"] = {"confidence": 0.4}
     models["beta"]["engine"]["simulated"] = {
         "decode_step_base_s": 0.002,
         "decode_step_per_seq_s": 0,

@@ -58,3 +58,25 @@ def test_what_is_verified_leaves(client: httpx.Client, stream: bool) -> None:
     assert answer.headers["x-pointsman-attempts"] == "1"
     assert '"verified": true' in answer.text
     assert answer.text.endswith("data: [DONE]\n\n") is stream
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_doubtful_answer_is_asked_for_again_then_of_a_surer_model(
+    simulated_cluster: RunningCluster, client: httpx.Client, stream: bool
+) -> None:
+    """Seen in one trace, and by a stream's caller only in what is told at its end."""
+    knobs = {"min_confidence": 0.8, "retries": 2}
+    answer = client.post(CHAT, json=chat(stream=stream, max_tokens=40, temperature=0.9, pointsman=knobs))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-pointsman-model"] == "beta"
+    text = answer.text
+    told = json.loads(text.split(": pointsman ")[1].split("\n")[0]) if stream else answer.json()["pointsman"]
+    assert [(step["model"], step["outcome"]) for step in told["trail"]] == [
+        ("alpha", "requeried"),
+        ("alpha", "escalated"),
+        ("beta", "accepted"),
+    ]
+    assert told["trail"][0]["confidence"] < 0.8 < told["trail"][2]["confidence"]
+    assert ": judged" not in text
+    assert text.count("(simulated)") == text.count("beta (simulated)")
+    assert attempts_in(simulated_cluster, told["trace_id"]) == ["requeried", "escalated", "accepted"]
