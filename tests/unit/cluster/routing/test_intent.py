@@ -24,6 +24,19 @@ def test_each_intent_has_its_signs(text: str, intent: str) -> None:
     assert lexical_intent(text).value == intent
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tell me a story about a python that lived in the jungle.",
+        "Let us have a look at the class reunion (it was fun), then import the guests' names.",
+        "The function of the heart is to pump blood.",
+        "Which class did Darwin teach?",
+    ],
+)
+def test_everyday_words_make_no_code(text: str) -> None:
+    assert lexical_intent(text).value != "code"
+
+
 def test_without_a_sign_the_intent_is_missing_and_said_to_be() -> None:
     reading = lexical_intent("Blue.")
     assert reading.value is None
