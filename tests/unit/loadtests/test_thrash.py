@@ -7,7 +7,7 @@ import pytest
 from loadtests.perturb import PERTURBATIONS
 from loadtests.thrash import measure
 
-TEXT = "Please write a poem. What is big? Find me a list."
+TEXT = "Please write a poem about the old mill by our river. What is big there?"
 
 
 @pytest.mark.parametrize("name", list(PERTURBATIONS))
