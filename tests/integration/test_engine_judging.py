@@ -11,7 +11,12 @@ from deployments.engines.protocol import Endpoint, EngineRequest, split_judged
 from deployments.engines.vllm_engine import VllmEngine
 from tests.integration.dense_engine import Call, answer_of, user
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # Importing vLLM and its dependencies warns about many things that are not ours.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(300),
+]
 
 
 def judged(answer: dict[str, Any]) -> list[float]:
