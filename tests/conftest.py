@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import RunningCluster, local_config, simulated_config, start_cluster, stop_cluster
+from tests.clusters import UP_TIMEOUT_S, RunningCluster, local_config, simulated_config, start_cluster, stop_cluster
 
 TESTS = Path(__file__).parent
 # Fast ones first: a broken rule shows in seconds, before the first engine starts.
@@ -33,6 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _folder_of(item) in REAL_PROCESSES:
             item.add_marker(pytest.mark.integration)
+        if _shared(item) and item.get_closest_marker("timeout") is None:
+            # The first test that uses a shared cluster waits for its start.
+            item.add_marker(pytest.mark.timeout(UP_TIMEOUT_S + 120))
 
     def rank(item: pytest.Item) -> tuple[bool, bool, int, int]:
         folder = _folder_of(item)
