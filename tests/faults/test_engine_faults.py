@@ -17,7 +17,7 @@ from deployments.models.sources import resolve
 from deployments.processes import process_state
 from tests.clusters import RunningCluster, cluster_environment, run_pointsman, simulated_config, stop_cluster
 from tests.faults.load import CHAT, SteadyLoad, Streamed, chat
-from tests.integration.cluster_processes import engine_of, replicas_of, unused_port, wait_for
+from tests.integration.cluster_processes import engine_of, is_engine, replicas_of, title, unused_port, wait_for
 
 pytestmark = pytest.mark.timeout(500)
 
