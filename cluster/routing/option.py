@@ -20,12 +20,14 @@ class Option(NamedTuple):
     """Seconds to the first token that the role aims at; None: no role, or one without a contract."""
     stale_after_s: float
     """Seconds after which what replicas told of their load does not count any more."""
-
-    @property
-    def stale(self) -> bool:
-        """Whether what is known of its load is too old."""
-        return self.state.load_age_s > self.stale_after_s
+    words: str
+    """What speaks for it: that it serves what was asked for, or stands in."""
+    fixed: float = 0.0
+    """Its share of the score by scorers that look at nothing which changes."""
+    stale: bool = False
+    """Whether what is known of its load is too old."""
 
     def at(self, state: ModelState) -> Option:
         """The same model in another state. Not by `_replace`, which takes ten times as long."""
-        return Option(self[0], self[1], self[2], state, self[4], self[5])
+        model, config, place, _, target, after, words, fixed, _ = self
+        return Option(model, config, place, state, target, after, words, fixed, state.load_age_s > after)

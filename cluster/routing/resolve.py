@@ -16,6 +16,9 @@ from cluster.routing.scorers import Scorer, scorers
 from cluster.routing.signals import RequestSignals
 from cluster.routing.snapshot import UNKNOWN, Snapshot
 
+_NO_REQUEST = RequestSignals(embedding=False, prompt_tokens=0, max_tokens=None)
+"""For scorers that look at the model alone."""
+
 RETRY_AFTER_S = 2
 """Seconds after which a caller may ask again for a model that has no replica ready."""
 
@@ -30,8 +33,12 @@ class Policy:
         self._rules = Rules(config.routing.rules_for(self._roles), config.routing)
         self._scorers: tuple[Scorer, ...] = scorers(config.routing.scorers)
         weights = sum(scorer.weight for scorer in self._scorers)
-        self._shares = tuple((scorer.weight / weights, scorer.score) for scorer in self._scorers)
-        self._chains = {start: tuple(self._chain(start)) for start in (*config.models, *self._roles)}
+        self._shares = tuple((s.weight / weights, s.score) for s in self._scorers if not s.constant)
+        self._constant = tuple((s.weight / weights, s.score) for s in self._scorers if s.constant)
+        self._wanted = {name: (name,) for name in config.models} | {
+            role: config.models_of(role) for role in self._roles
+        }
+        self._chains = {start: tuple(self._chain(start)) for start in self._wanted}
         """Option by option what does not change from request to request, by model and by role."""
 
     def decide(
@@ -44,7 +51,7 @@ class Policy:
         """
         role, code, why = self._role(model_field, signals)
         start = role if role is not None else model_field
-        wanted = self._config.models_of(role) if role is not None else (model_field,)
+        wanted = self._wanted[start]
         self._check_kind(wanted, signals)
         options = [
             option.at(state) if (state := snapshot.get(option.model)) is not None else option
@@ -59,9 +66,7 @@ class Policy:
         fitting = [option for option, words in zip(options, against, strict=True) if words is None]
         scored = self._scored(fitting, signals) if role is not None else [(option.model, 0.0) for option in fitting]
         ranked = pick(scored, self._routing.switch_margin)
-        candidates = self._candidates(
-            options, against, dict(scored) if role is not None else {}, start, signals, explain
-        )
+        candidates = self._candidates(options, against, dict(scored) if role is not None else {}, signals, explain)
         chosen = ranked[0]
         reason, took_over = _reason(why, chosen, candidates)
         return RouteDecision(
@@ -118,12 +123,14 @@ class Policy:
             if (model.kind is Kind.ENCODER) != encodes:
                 continue
             place += name not in own
-            yield Option(name, model, place, UNKNOWN, target, routing.stale_after_s)
+            words = f"serves {start}" if place == 0 else f"falls back for {start}"
+            option = Option(name, model, place, UNKNOWN, target, routing.stale_after_s, words)
+            yield option._replace(fixed=sum(share * score(_NO_REQUEST, option) for share, score in self._constant))
 
     def _scored(self, options: Sequence[Option], signals: RequestSignals) -> list[tuple[str, float]]:
         scored = []
         for option in options:
-            total = 0.0
+            total = option.fixed
             for share, score in self._shares:
                 total += share * score(signals, option)
             scored.append((option.model, total))
@@ -134,16 +141,15 @@ class Policy:
         options: Sequence[Option],
         against: Sequence[str | None],
         scored: dict[str, float],
-        start: str,
         signals: RequestSignals,
         explain: bool,
     ) -> tuple[Candidate, ...]:
         made = []
         for option, words in zip(options, against, strict=True):
-            place = f"serves {start}" if option.place == 0 else f"falls back for {start}"
-            scores = self._explained(option, signals) if explain and option.model in scored else ()
-            score = scored.get(option.model)
-            made.append(Candidate(option.model, option.state.healthy, words or place, words is None, score, scores))
+            model, healthy = option.model, option.state.ready_replicas > 0
+            score = scored.get(model)
+            scores = self._explained(option, signals) if explain and score is not None else ()
+            made.append(Candidate(model, healthy, words or option.words, words is None, score, scores))
         return tuple(made)
 
     def _explained(self, option: Option, signals: RequestSignals) -> tuple[ScoreOf, ...]:

@@ -1,7 +1,8 @@
 """Scorers say how well a model suits a request. To add one: a file here, and its weight in `routing.scorers`.
 
 A file has `score(signals, option)`, in [0, 1], 1 best, and `why(signals, option)`, the same in words. Scores are computed for every
-request, words only for people who ask.
+request, words only for people who ask. One that looks neither at the request nor at the model's state says `CONSTANT = True`, and is
+asked once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Scorer:
     weight: float
     score: Callable[[RequestSignals, Option], float]
     why: Callable[[RequestSignals, Option], str]
+    constant: bool
+    """Whether it looks at the config alone."""
 
 
 def scorer_names() -> tuple[str, ...]:
@@ -38,5 +41,5 @@ def scorers(weights: Mapping[str, float]) -> tuple[Scorer, ...]:
     for name, weight in weights.items():
         if weight > 0:
             module = importlib.import_module(f"{__name__}.{name}")
-            made.append(Scorer(name, weight, module.score, module.why))
+            made.append(Scorer(name, weight, module.score, module.why, getattr(module, "CONSTANT", False)))
     return tuple(made)

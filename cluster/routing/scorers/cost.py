@@ -5,6 +5,8 @@ from __future__ import annotations
 from cluster.routing.option import Option
 from cluster.routing.signals import RequestSignals
 
+CONSTANT = True
+
 
 def score(_signals: RequestSignals, option: Option) -> float:
     """1 for what costs nothing, 1/2 at one unit of money per million tokens, 1/11 at ten."""

@@ -11,7 +11,9 @@ def score(_signals: RequestSignals, option: Option) -> float:
     if option.stale:
         return 0.0
     usage = option.state.kv_usage
-    return 1.0 if usage is None else 1.0 - min(1.0, max(0.0, usage))
+    if usage is None or usage <= 0.0:
+        return 1.0
+    return 1.0 - usage if usage < 1.0 else 0.0
 
 
 def why(_signals: RequestSignals, option: Option) -> str:

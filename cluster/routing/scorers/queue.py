@@ -14,7 +14,7 @@ def score(_signals: RequestSignals, option: Option) -> float:
     if state.running is None or state.waiting is None:
         return 1.0
     busy = (state.running + state.waiting) / option.config.replicas.max_ongoing_requests
-    return max(0.0, 1.0 - busy)
+    return 1.0 - busy if busy < 1.0 else 0.0
 
 
 def why(_signals: RequestSignals, option: Option) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cluster.routing.option import Option
 from cluster.routing.signals import RequestSignals
 
+CONSTANT = True
+
 
 def score(_signals: RequestSignals, option: Option) -> float:
     """1 for the role's own models, then 1/2, 1/3 and so on."""
