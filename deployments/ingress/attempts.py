@@ -65,6 +65,8 @@ class Run:
             "model": attempt.model,
             "temperature": attempt.temperature,
             "confidence": None if attempt.confidence is None else round(attempt.confidence, 4),
+            "tokens": attempt.tokens,
+            "seconds": round(attempt.seconds, 4),
             "outcome": outcome if attempt.failed is None else "failed",
             "why": step.reason,
         }
