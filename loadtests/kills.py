@@ -59,6 +59,8 @@ class KillPlan:
     model: str
     victim: Victim = Victim.REPLICA
     kills: int = 20
+    replicas: int = 2
+    """Replicas that are ready before each kill (a count)."""
     per_s: float = 5.0
     max_tokens: int = 8
     pause_s: float = 1.0
@@ -88,51 +90,57 @@ async def kill_all(plan: KillPlan, say: Callable[[Kill], None] = lambda _: None)
     """Load from the first kill to the replacement of the last one. Raises `ClusterError` if a replica is not replaced."""
     source = random.Random(plan.seed)
     kills = []
-    async with httpx.AsyncClient(base_url=plan.target.root, headers=_headers(plan.target), trust_env=False) as client:
-        replicas = await _ready(client, plan.model)
-        if replicas < 1:
-            raise ClusterError(f"no replica of {plan.model!r} is ready; wait until `pointsman status` says so")
-        async with SteadyLoad(client, plan.model, plan.per_s, plan.max_tokens) as load:
+    # Two clients: requests that wait must not keep the question whether replicas are ready from being asked.
+    async with _client(plan.target) as client, _client(plan.target) as loading:
+        await _until_whole(client, plan)
+        async with SteadyLoad(loading, plan.model, plan.per_s, plan.max_tokens) as load:
             for number in range(plan.kills):
                 await asyncio.sleep(plan.pause_s)
-                pid = source.choice(_victims(plan))
+                actors = _actors(plan)
+                pid = source.choice(_victims(plan, actors))
                 os.kill(pid, signal.SIGKILL)
                 killed = time.monotonic()
-                await _until_replaced(client, plan, replicas, pid)
+                await _until_whole(client, plan, earlier=actors)
                 kills.append(Kill(number, pid, time.monotonic() - killed))
                 say(kills[-1])
             await asyncio.sleep(plan.pause_s)
     return KillReport(kills, load.outcomes)
 
 
-def _headers(target: Target) -> dict[str, str]:
-    return {} if target.key is None else {"authorization": f"Bearer {target.key}"}
+def _client(target: Target) -> httpx.AsyncClient:
+    headers = {} if target.key is None else {"authorization": f"Bearer {target.key}"}
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=target.root, headers=headers, limits=limits, trust_env=False)
 
 
-def _victims(plan: KillPlan) -> list[int]:
-    """Actors of the model in this cluster, or the engines below them. Never a process of another cluster."""
+def _titles(plan: KillPlan) -> dict[int, str]:
+    """All processes of the cluster, with what `ps` shows of them. Never one of another cluster."""
     state = read_state(plan.state_dir)
     if state is None:
         raise ClusterError(f"no cluster runs from {plan.state_dir}; give its --state-dir")
+    ours = tree(state.pid) | cluster_processes().get(state.cluster_id, set())
+    return {pid: shown.title for pid in ours if (shown := look_at(pid)) is not None}
+
+
+def _actors(plan: KillPlan) -> list[int]:
     title = f"ray::ServeReplica:model-{plan.model}:"
-    ours = {pid for pid in tree(state.pid) if look_at(pid)} | cluster_processes().get(state.cluster_id, set())
-    seen = {pid: found.title for pid in ours if (found := look_at(pid)) is not None}
-    actors = [pid for pid, name in seen.items() if name.startswith(title)]
-    if plan.victim is Victim.REPLICA:
-        found = actors
-    else:
-        below = {pid for actor in actors for pid in tree(actor) - {actor}}
+    return sorted(pid for pid, name in _titles(plan).items() if name.startswith(title))
+
+
+def _victims(plan: KillPlan, actors: Sequence[int]) -> list[int]:
+    """The actors, or the engines below them."""
+    found = list(actors)
+    if plan.victim is Victim.ENGINE:
+        titles = _titles(plan)
+        below = {pid: titles.get(pid, "") for actor in actors for pid in tree(actor) - {actor}}
         # The second is what an engine is called where its environment left no room for vLLM's own title.
-        found = [
-            pid
-            for pid in below
-            if seen.get(pid, "").startswith("VLLM::") or "multiprocessing.spawn" in seen.get(pid, "")
-        ]
-    if not found:
-        raise ClusterError(
-            f"no {plan.victim} of {plan.model!r} found: does it run on this machine, on that kind of engine?"
+        found = sorted(
+            pid for pid, name in below.items() if name.startswith("VLLM::") or "multiprocessing.spawn" in name
         )
-    return sorted(found)
+    if not found:
+        where = "does it run on this machine, on that kind of engine?"
+        raise ClusterError(f"no {plan.victim} of {plan.model!r} found: {where}")
+    return found
 
 
 async def _ready(client: httpx.AsyncClient, model: str) -> int:
@@ -143,12 +151,21 @@ async def _ready(client: httpx.AsyncClient, model: str) -> int:
     return int(state["replicas"])
 
 
-async def _until_replaced(client: httpx.AsyncClient, plan: KillPlan, replicas: int, pid: int) -> None:
+async def _until_whole(client: httpx.AsyncClient, plan: KillPlan, earlier: Sequence[int] = ()) -> None:
+    """Until enough replicas are ready; one of those that were there `earlier` must be gone, and another actor in its place."""
     deadline = time.monotonic() + _REPLACED_S
-    while look_at(pid) is not None or await _ready(client, plan.model) < replicas:
+    while not (_one_was_replaced(plan, earlier) and await _ready(client, plan.model) >= plan.replicas):
         if time.monotonic() > deadline:
-            raise ClusterError(f"a killed {plan.victim} of {plan.model!r} was not replaced within {_REPLACED_S:g} s")
+            message = f"{plan.model!r} had no {plan.replicas} replicas ready within {_REPLACED_S:g} s"
+            raise ClusterError(f"{message}; see `pointsman status`, and `replicas.min` in its config")
         await asyncio.sleep(0.1)
+
+
+def _one_was_replaced(plan: KillPlan, earlier: Sequence[int]) -> bool:
+    if not earlier:
+        return True
+    actors = _actors(plan)
+    return any(pid not in actors for pid in earlier) and any(pid not in earlier for pid in actors)
 
 
 @application.command()
@@ -161,6 +178,7 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
     url: Annotated[str, typer.Option(help="Where it answers; it is started unless it does.")] = "http://127.0.0.1:8000",
     victim: Annotated[Victim, typer.Option(help="What is killed.")] = Victim.REPLICA,
     kills: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Replicas that must be ready before each kill.")] = 2,
     per_s: Annotated[float, typer.Option(min=0.1, max=100, help="Requests a second.")] = 5.0,
     max_tokens: Annotated[int, typer.Option(min=1, max=512, help="Tokens of an answer.")] = 8,
     seed: Annotated[int, typer.Option(help="Which ones are killed.")] = 0,
@@ -171,7 +189,7 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
     screen = console()
     try:
         target = parse_target(url, key)
-        plan = KillPlan(target, state_dir, model, victim, kills, per_s, max_tokens, seed=seed)
+        plan = KillPlan(target, state_dir, model, victim, kills, replicas, per_s, max_tokens, seed=seed)
         with RunningCluster(url, config, state_dir, key, screen.print) as cluster:
             cluster.wait_for(model)
             report = asyncio.run(

@@ -10,8 +10,6 @@ from typing import Final, Self
 
 import httpx
 
-from loadtests.prompts import story_prompt
-
 MAX_IN_FLIGHT: Final = 1000
 """Requests at a time; beyond it the load waits, so that a cluster that stands still is not buried."""
 
@@ -73,7 +71,7 @@ class SteadyLoad:
         began = time.monotonic()
         body = {
             "model": self._model,
-            "messages": [{"role": "user", "content": story_prompt(0, number)}],
+            "messages": [{"role": "user", "content": f"Tell me something about the number {number}."}],
             "max_tokens": self._max_tokens,
             "temperature": 0,
         }

@@ -41,7 +41,7 @@ def simulated_twice() -> dict[str, object]:
 
 
 def plan_for(cluster: RunningCluster, model: str, kills: int, per_s: float) -> KillPlan:
-    return KillPlan(parse_target(cluster.url), cluster.state_dir, model, Victim.REPLICA, kills, per_s)
+    return KillPlan(parse_target(cluster.url), cluster.state_dir, model, Victim.REPLICA, kills, per_s=per_s)
 
 
 def run(config: dict[str, object], state_dir: Path, model: str, kills: int, per_s: float) -> KillReport:
