@@ -12,3 +12,8 @@ _MODEL_PREFIX = "model-"
 def model_application_name(model: str) -> str:
     """The Serve application of a model."""
     return f"{_MODEL_PREFIX}{model}"
+
+
+def later_application_name(model: str, generation: int) -> str:
+    """The same of a model whose replicas were replaced, 2 for the first time. No model's name holds a `~`."""
+    return f"{model_application_name(model)}~{generation}"

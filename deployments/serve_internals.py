@@ -3,11 +3,15 @@
 Serve opens a gRPC server in every replica for calls between deployments and binds it to all interfaces, whatever the
 node's address is; its messages are unpickled. Here it is bound to the node's own address instead: loopback on a cluster
 of one machine.
+
+And Serve takes each deployment that it is handed for a new version of its code, and restarts its replicas. Here a
+deployment names its version, so that one which differs in its settings alone keeps them.
 """
 
 from __future__ import annotations
 
 import ray
+from ray.serve import Deployment
 from ray.serve._private import replica as serve_replica
 
 SUPPORTED_VERSION = "2.60.0"
@@ -37,3 +41,13 @@ def bind_replica_server_to_node() -> None:
         return int(original(server, address))
 
     setattr(serve_replica, _BINDER, add_port)
+
+
+def with_version(deployment: Deployment, version: str) -> Deployment:
+    """The deployment with a version of its own. Raises `ServeVersionError`."""
+    if ray.__version__ != SUPPORTED_VERSION:
+        raise ServeVersionError(
+            f"Ray {ray.__version__} is installed; Pointsman names the versions of deployments of {SUPPORTED_VERSION}. "
+            "Install the locked environment (`make env`)."
+        )
+    return deployment.options(version=version, _internal=True)

@@ -38,8 +38,13 @@ def config_hash(config: ClusterConfig) -> str:
     return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
+def note_launch(state_dir: Path, pid: int, hash_in_force: str) -> None:
+    """Write down which config the head process has in force, for an `up` that comes later."""
+    (state_dir / _LAUNCH_FILE).write_bytes(msgspec.json.encode(Launch(pid, hash_in_force)))
+
+
 def launched_with(state_dir: Path, state: ClusterState) -> str | None:
-    """Hash of the config that the running head was started with; None if it was not started by this command."""
+    """Hash of the config that the running head was started with, or changed to; None if it was not started by this command."""
     try:
         launch = msgspec.json.decode((state_dir / _LAUNCH_FILE).read_bytes(), type=Launch)
     except (OSError, msgspec.MsgspecError):
@@ -86,8 +91,7 @@ class HeadProcess:
                 preexec_fn=_end_with_parent if bound else None,  # noqa: PLW1509 - no thread runs yet
             )
         try:
-            launch = Launch(process.pid, config_hash(config))
-            (state_dir / _LAUNCH_FILE).write_bytes(msgspec.json.encode(launch))
+            note_launch(state_dir, process.pid, config_hash(config))
         except BaseException:
             # A disk that is full, or Ctrl-C at this moment: nobody would know of the process any more. It has started
             # nothing yet, for it takes longer than this to import what it needs.

@@ -16,6 +16,7 @@ from deployments.names import INGRESS_DEPLOYMENT, MODEL_DEPLOYMENT
 from deployments.replica.deployment import ModelReplica
 from deployments.replica.spec import ReplicaSpec
 from deployments.router import ChannelRouter
+from deployments.serve_internals import with_version
 
 INGRESS_CPUS = 0.1
 """Reserved in Ray's books for an ingress; what it really uses depends on the traffic."""
@@ -24,8 +25,19 @@ START_ATTEMPTS = 2
 """Tries per replica before a model counts as failed. A load that fails twice fails for a reason."""
 
 
-def model_application(name: str, config: ClusterConfig, path: Path | None, state_dir: Path) -> Application:
-    """The application of one model."""
+def run_application(name: str, application: Application) -> None:
+    """Hand an application to Serve, new or changed, and wait for nothing."""
+    serve.run_many(
+        [serve.RunTarget(application, name=name, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def model_application(
+    name: str, config: ClusterConfig, path: Path | None, state_dir: Path, application_name: str
+) -> Application:
+    """The application of one model. Handed to Serve again under the same name, it keeps its replicas."""
     model = config.models[name]
     replicas = model.replicas
     options: dict[str, object] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
@@ -54,12 +66,16 @@ def model_application(name: str, config: ClusterConfig, path: Path | None, state
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
         **scaling,
     )(ModelReplica)
+    deployment = with_version(deployment, application_name)
     application: Application = deployment.bind(ReplicaSpec(name, model, path, config.telemetry, state_dir))
     return application
 
 
-def ingress_application(config: ClusterConfig, state_dir: Path) -> Application:
-    """The application of the ingress."""
+def ingress_application(config: ClusterConfig, state_dir: Path, told: dict[str, Any] | None = None) -> Application:
+    """The application of the ingress. `config` is the one that the cluster was started with, `told` what it was told since.
+
+    Handed to Serve again with something else to be told, its processes stay, and are told.
+    """
     deployment: Deployment = serve.deployment(
         name=INGRESS_DEPLOYMENT,
         num_replicas=config.ingress.replicas,
@@ -72,6 +88,8 @@ def ingress_application(config: ClusterConfig, state_dir: Path) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=START_ATTEMPTS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        user_config=told,
     )(Ingress)
+    deployment = with_version(deployment, config.name)
     application: Application = deployment.bind(config, state_dir)
     return application

@@ -15,9 +15,11 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from cluster.config.cluster import ClusterConfig
-from deployments.head.applications import ingress_application, model_application
+from deployments.head.applications import ingress_application, model_application, run_application
 from deployments.head.best_effort import attempt
+from deployments.head.change import ChangeError, Changer, Running
 from deployments.head.guard import Guard
+from deployments.head.mailbox import ChangePhase, ChangeProgress, ChangeRequest, put_progress, take_request
 from deployments.head.ports import check_port_free, hold_port
 from deployments.head.ray_cluster import RayCluster
 from deployments.head.reasons import cause, short
@@ -28,6 +30,7 @@ from deployments.head.state import (
     lock_state,
     make_state_directory,
     remove_state,
+    write_config_in_force,
     write_state,
 )
 from deployments.names import INGRESS_APPLICATION, model_application_name
@@ -39,6 +42,8 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.5
 CALM_POLL_S = 2.0
 """Between two looks at a cluster that is ready."""
+MAIL_POLL_S = 0.25
+"""Between two looks for a config that is to be brought into force."""
 STOP_S = 10.0
 """Seconds for everything about a graceful stop but the requests that are under way."""
 KILL_GRACE_S = 3.0
@@ -70,6 +75,10 @@ class Head:
         self._stop = threading.Event()
         self._started_at = time.time()
         self._models = {name: ModelState(Phase.STARTING) for name in self._config.models}
+        self._applications = {name: model_application_name(name) for name in self._config.models}
+        self._config_path = options.config_path
+        self._model_paths = dict(options.model_paths)
+        self._changer = Changer(options.config, options.state_dir, self._pause)
         self._ray_address = ""
         self._ray_temp_dir = ""
         self._blind_since: float | None = None
@@ -91,6 +100,7 @@ class Head:
             cluster = RayCluster(self._config.ray)
             try:
                 self._ray_temp_dir = cluster.prepare()
+                write_config_in_force(self._options.state_dir, self._config)
                 self._write(Phase.STARTING, "starting Ray")
                 self._ray_address = cluster.start()
                 # Ray has put its own handlers in the place of ours; they would end this process without its clean-up.
@@ -107,13 +117,13 @@ class Head:
 
     def _deploy(self) -> None:
         """The ingress and the first model first: one model that answers early beats all of them a little sooner."""
-        self._run_application(INGRESS_APPLICATION, ingress_application(self._config, self._options.state_dir))
+        run_application(INGRESS_APPLICATION, ingress_application(self._config, self._options.state_dir))
         for position, name in enumerate(self._start_order()):
             if self._stop.is_set():
                 return
-            path = self._options.model_paths[name]
-            application = model_application(name, self._config, path, self._options.state_dir)
-            self._run_application(model_application_name(name), application)
+            path = self._model_paths[name]
+            as_name = self._applications[name]
+            run_application(as_name, model_application(name, self._config, path, self._options.state_dir, as_name))
             if position == 0:
                 self._wait_for(name, FIRST_ALONE_S)
 
@@ -129,17 +139,49 @@ class Head:
         first = self._config.models_of(self._config.routing.default_role)
         return sorted(self._config.models, key=lambda name: name not in first[:1])
 
-    def _run_application(self, name: str, application: serve.Application) -> None:
-        serve.run_many(
-            [serve.RunTarget(application, name=name, route_prefix=None)],
-            wait_for_ingress_deployment_creation=False,
-            wait_for_applications_running=False,
-        )
-
     def _watch(self) -> None:
         while not self._stop.is_set():
             self._look()
-            self._stop.wait(POLL_S if self._ready_after is None else CALM_POLL_S)
+            deadline = time.monotonic() + (POLL_S if self._ready_after is None else CALM_POLL_S)
+            while time.monotonic() < deadline and not self._stop.wait(MAIL_POLL_S):
+                request = take_request(self._options.state_dir)
+                if request is not None:
+                    self._change(request)
+
+    def _change(self, request: ChangeRequest) -> None:
+        """Bring another config into force, or say why not; then the old one still is."""
+
+        def say(message: str, phase: ChangePhase = ChangePhase.RUNNING) -> None:
+            _log.info("changing the config: %s", Safe(message))
+            put_progress(self._options.state_dir, ChangeProgress(request.id, phase, message))
+
+        try:
+            new = ClusterConfig.model_validate_json(request.config)
+            paths = {name: None if path is None else Path(path) for name, path in request.model_paths.items()}
+            self._model_paths |= paths
+            running = Running(self._config, self._applications)
+            then = self._changer.change(running, new, self._model_paths, request.timeout_s, say)
+        except ChangeError as error:
+            say(str(error), ChangePhase.FAILED)
+            return
+        except Exception as error:  # noqa: BLE001 - the cluster serves on, whatever a change ran into
+            _log.exception("a change of the config failed")
+            say(f"{type(error).__name__}: see the head's log", ChangePhase.FAILED)
+            return
+        self._config, self._applications = then.config, dict(then.applications)
+        self._config_path = Path(request.config_path)
+        write_config_in_force(self._options.state_dir, self._config)
+        # A model that was replaced stays ready all along; a new one is, or the change would have failed.
+        now = ModelState(Phase.READY, "", time.time() - self._started_at)
+        self._models = {name: self._models.get(name, now) for name in self._config.models}
+        self._look()
+        say("", ChangePhase.DONE)
+
+    def _pause(self) -> None:
+        """A moment in the middle of a change. Raises `ChangeError` if the cluster is to stop."""
+        self._look()
+        if self._stop.wait(POLL_S):
+            raise ChangeError("the cluster is being stopped")
 
     def _look(self) -> None:
         """Observe; a cluster that serves is not taken down because Serve's controller is away for a moment."""
@@ -158,7 +200,7 @@ class Head:
     def _observe(self) -> None:
         status = serve.status()
         for name in self._config.models:
-            application = status.applications.get(model_application_name(name))
+            application = status.applications.get(self._applications[name])
             if application is not None:
                 self._models[name] = self._model_state(name, application.status, cause(application))
         ingress = status.applications.get(INGRESS_APPLICATION)
@@ -196,7 +238,7 @@ class Head:
         state = ClusterState(
             cluster_id=self._cluster_id,
             pid=os.getpid(),
-            config_path=str(self._options.config_path),
+            config_path=str(self._config_path),
             host=config.ingress.host,
             port=config.ingress.port,
             phase=phase,
@@ -224,7 +266,7 @@ class Head:
         self._write(Phase.STOPPING, "stopping")
         # Whatever hangs on the way down, the processes end: the graceful way has this long.
         drain_s = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
-        ours = [INGRESS_APPLICATION, *map(model_application_name, self._config.models)]
+        ours = [INGRESS_APPLICATION, *self._applications.values()]
         graceful = threading.Thread(target=cluster.stop, args=(drain_s, ours), name="graceful-stop", daemon=True)
         graceful.start()
         graceful.join(drain_s + STOP_S)

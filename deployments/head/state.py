@@ -6,12 +6,15 @@ import os
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from deployments.head.locks import LockHeldError, lock_holder, take_lock
 from deployments.processes import process_state
+
+if TYPE_CHECKING:
+    from cluster.config.cluster import ClusterConfig
 
 STATE_VARIABLE = "POINTSMAN_STATE_DIR"
 
@@ -19,6 +22,7 @@ TEMPORARY_PREFIX = "pointsman-"
 """How the name of a cluster's temporary directory begins."""
 
 _STATE_FILE = "cluster.json"
+_CONFIG_FILE = "config-in-force.json"
 _LOCK_FILE = "head.lock"
 
 
@@ -107,6 +111,23 @@ def write_state(directory: Path, state: ClusterState) -> None:
     temporary = directory / f".{_STATE_FILE}.{os.getpid()}"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
     temporary.replace(directory / _STATE_FILE)
+
+
+def write_config_in_force(directory: Path, config: ClusterConfig) -> None:
+    """Keep the config that is in force, with all defaults, for whoever wants to change it."""
+    temporary = directory / f".{_CONFIG_FILE}.{os.getpid()}"
+    temporary.write_text(config.model_dump_json(), encoding="utf-8")
+    temporary.replace(directory / _CONFIG_FILE)
+
+
+def read_config_in_force(directory: Path) -> ClusterConfig | None:
+    """The config that is in force; None if it is not written yet, or cannot be read."""
+    from cluster.config.cluster import ClusterConfig
+
+    try:
+        return ClusterConfig.model_validate_json((directory / _CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_state(directory: Path) -> ClusterState | None:

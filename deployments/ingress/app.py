@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
@@ -43,12 +44,20 @@ STRANGER_TRACE_PERIOD_S = 0.2
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+@dataclass(slots=True)
+class InFlight:
+    """Requests in flight in one ingress process."""
+
+    requests: int = 0
+
+
 class IngressApp:
     """One ingress's ASGI application."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, in_flight: InFlight | None = None) -> None:
+        """`in_flight` is what an application that this one takes over from has under way."""
         self._services = services
-        self._running = 0
+        self._in_flight = in_flight or InFlight()
         self._stranger_traced = -STRANGER_TRACE_PERIOD_S
         self._bodies = BodyReader(services.config.ingress.limits)
         pages = info.InfoPages(services)
@@ -64,10 +73,9 @@ class IngressApp:
         for path, endpoint in GENERATION_PATHS.items():
             self._routes[path] = ("POST", self._generation(endpoint))
 
-    @property
-    def running(self) -> int:
-        """Requests in flight."""
-        return self._running
+    def with_services(self, services: Services) -> IngressApp:
+        """The application that takes over: requests under way keep this one, and count there."""
+        return IngressApp(services, self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; never raises but for cancellation."""
@@ -77,7 +85,7 @@ class IngressApp:
         exchange = Exchange(scope, receive, send, limits.slow_client_timeout_s)
         exchange.request_id = _request_id(exchange)
         exchange.headers["x-request-id"] = exchange.request_id
-        self._running += 1
+        self._in_flight.requests += 1
         try:
             await self._serve(exchange)
         except ApiError as error:
@@ -93,7 +101,7 @@ class IngressApp:
                 exchange, ApiError(500, "internal_error", "The ingress failed; see its log.", type="server_error")
             )
         finally:
-            self._running -= 1
+            self._in_flight.requests -= 1
 
     async def _serve(self, exchange: Exchange) -> None:
         services, scope = self._services, exchange.scope
@@ -149,7 +157,7 @@ class IngressApp:
                 if key is not None:
                     span.caller(key)
                 try:
-                    if self._running > limit:
+                    if self._in_flight.requests > limit:
                         raise ApiError(
                             503,
                             "overloaded",

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.serve.handle import DeploymentHandle
@@ -15,9 +16,9 @@ from cluster.config.host import is_loopback
 from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
-from deployments.ingress.app import IngressApp
-from deployments.ingress.dispatch import clients_for
+from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.live import LiveApp, Told
 from deployments.ingress.loop import keep_responsive, watch_lag
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.server import IngressServer
@@ -48,15 +49,15 @@ class Ingress:
         )
         address = await self._channel.start(_node_address(config))
         ROUTER_STATE.channel = self._channel
-        # Not `serve.get_deployment_handle`, which insists on a deployment that exists: the ingress starts first.
-        handles: dict[str, DeploymentHandle[object]] = {
-            name: DeploymentHandle(MODEL_DEPLOYMENT, model_application_name(name)) for name in config.models
-        }
-        clients = clients_for(handles, self._channel, address)
+
+        def client_of(model: str, application: str) -> ModelClient:
+            # Not `serve.get_deployment_handle`, which insists on a deployment that exists: the ingress starts first.
+            handle: DeploymentHandle[object] = DeploymentHandle(MODEL_DEPLOYMENT, application)
+            return ModelClient(model, handle, self._channel, address, application)
+
+        clients = {name: client_of(name, model_application_name(name)) for name in config.models}
         recent = RecentAnswers(config.models)
-        self._health = Health(
-            clients, self._channel, lambda model: ROUTER_STATE.replicas(model_application_name(model)), recent
-        )
+        self._health = Health(clients, self._channel, ROUTER_STATE.replicas, recent)
         self._health.start()
         self._gate = Gate(config, state_dir)
         self._gate.start()
@@ -72,12 +73,18 @@ class Ingress:
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
         )
-        self._app = IngressApp(services)
+        self._app = LiveApp(services, client_of)
         self._server = IngressServer(self._app, config.ingress)
         await self._server.start()
         keep_responsive()
         self._lag = asyncio.get_running_loop().create_task(watch_lag(self._metrics.set_loop_lag))
         _log.info("listening", extra={"host": config.ingress.host, "port": config.ingress.port})
+
+    async def reconfigure(self, told: dict[str, Any] | None) -> None:
+        """Serve calls it with what the head process has an ingress told since it started: another config."""
+        if told is not None:
+            await self._app.follow(Told.read(told), self._server)
+            _log.info("another config is in force")
 
     def check_health(self) -> None:
         """Serve's health check: the event loop answered, which is all there is to check."""

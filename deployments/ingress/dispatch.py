@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
@@ -16,6 +16,7 @@ from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
 from deployments.engines.protocol import EngineReply, EngineRequest, split_judged
 from deployments.replica.spec import ReplicaCall
+from deployments.router import ROUTER_STATE
 
 _log = logging.getLogger(__name__)
 
@@ -160,13 +161,30 @@ class ModelClient:
     """All replicas of one model, as seen from one ingress."""
 
     def __init__(
-        self, model: str, handle: DeploymentHandle[object], channel: ChannelReceiver, address: IngressAddress
+        self,
+        model: str,
+        handle: DeploymentHandle[object],
+        channel: ChannelReceiver,
+        address: IngressAddress,
+        application: str,
     ) -> None:
         self.model = model
         self.channel = channel
         self.address = address
+        self.application = application
+        """Serve application that its replicas belong to."""
         self._handle = handle
+        self._turned = False
         self._inviting: asyncio.Task[None] | None = None
+
+    def turn_to(self, other: ModelClient) -> None:
+        """Send to another application from now on: the model's replicas were replaced."""
+        self._handle, self.application, self._turned = other._handle, other.application, True
+
+    def attached(self) -> bool:
+        """Whether every replica that Serve lists has attached, and there is one."""
+        known = ROUTER_STATE.replicas(self.application)
+        return bool(known) and all(self.channel.is_attached(replica) for replica in known or ())
 
     def available(self) -> bool:
         """Whether some replica can take a request now."""
@@ -195,7 +213,8 @@ class ModelClient:
         if isinstance(error, BackPressureError):
             return QueueFullError(self.model)
         if isinstance(error, DeploymentUnavailableError):
-            return NoReplicaError(self.model)
+            # A request that waited for a replica while all were replaced finds others now.
+            return ReplicaLostError("that was replaced") if self._turned else NoReplicaError(self.model)
         if isinstance(error, RayActorError | RequestCancelledError | TaskCancelledError | RayError):
             replica = stream.replica.hello.replica_id if stream.replica is not None else "that was chosen"
             return ReplicaLostError(replica)
@@ -213,10 +232,3 @@ class ModelClient:
         except Exception as error:  # noqa: BLE001 - the next round asks again, whatever it was
             # A replica that does not answer is not attached, so nothing is routed to it; the next round asks again.
             _log.info("inviting the replicas of a model failed: %s", type(error).__name__, extra={"model": self.model})
-
-
-def clients_for(
-    handles: Mapping[str, DeploymentHandle[object]], channel: ChannelReceiver, address: IngressAddress
-) -> dict[str, ModelClient]:
-    """A client per model."""
-    return {model: ModelClient(model, handle, channel, address) for model, handle in handles.items()}

@@ -67,10 +67,14 @@ class Health:
         recent: RecentAnswers,
     ) -> None:
         self._recent = recent
-        self._clients = clients
+        self._clients = dict(clients)
         self._channel = channel
         self._known = known_replicas
         self._task: asyncio.Task[None] | None = None
+
+    def follow(self, clients: Mapping[str, ModelClient]) -> None:
+        """The models that there are now."""
+        self._clients = dict(clients)
 
     def start(self) -> None:
         """Begin inviting replicas."""
@@ -102,18 +106,18 @@ class Health:
 
     async def _keep_attached(self) -> None:
         """Invite the replicas of a model as long as Serve lists some that are not attached."""
-        pause = dict.fromkeys(self._clients, INVITE_EVERY_S)
-        due = dict.fromkeys(self._clients, 0.0)
+        pause: dict[str, float] = {}
+        due: dict[str, float] = {}
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
             for model, client in self._clients.items():
-                known = self._known(model)
+                known = self._known(client.application)
                 missing = known is None or any(not self._channel.is_attached(replica) for replica in known)
                 if not missing:
                     pause[model], due[model] = INVITE_EVERY_S, now
-                elif now >= due[model]:
+                elif now >= due.get(model, 0.0):
                     client.invite()
-                    due[model] = now + pause[model]
-                    pause[model] = min(2 * pause[model], MAX_INVITE_EVERY_S)
+                    wait = pause.get(model, INVITE_EVERY_S)
+                    due[model], pause[model] = now + wait, min(2 * wait, MAX_INVITE_EVERY_S)
             await asyncio.sleep(INVITE_EVERY_S)

@@ -26,18 +26,22 @@ class RecentAnswers:
     def __init__(self, models: Iterable[str]) -> None:
         self._models = {model: Recent() for model in models}
 
+    def follow(self, models: Iterable[str]) -> None:
+        """The models that there are now; what is known of those that stay is kept."""
+        self._models = {model: self._models.get(model, Recent()) for model in models}
+
     def of(self, model: str) -> Recent:
-        """One model's averages."""
-        return self._models[model]
+        """One model's averages; none of one that is there no more."""
+        return self._models.get(model) or Recent()
 
     def began(self, model: str, ttft_s: float) -> None:
         """An answer's first token came after so many seconds."""
-        recent = self._models[model]
+        recent = self.of(model)
         recent.ttft_s = _moved(recent.ttft_s, ttft_s)
 
     def judged(self, model: str, intent: str | None, confidence: float) -> None:
         """An answer was judged."""
-        known = self._models[model].confidence
+        known = self.of(model).confidence
         known[intent or ""] = _moved(known.get(intent or ""), confidence)
 
 

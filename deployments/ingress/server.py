@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from cluster.config.ingress import IngressConfig
+from cluster.config.ingress import IngressConfig, LimitsConfig
 from deployments.ingress.protocol import BoundedProtocol, ConnectionLimits
 
 BACKLOG = 1024
@@ -42,20 +42,11 @@ class IngressServer:
 
     def __init__(self, app: ASGIApp, config: IngressConfig) -> None:
         self._config = config
-        limits = config.limits
-        protocol = functools.partial(
-            BoundedProtocol,
-            limits=ConnectionLimits(
-                head_bytes=limits.header_bytes,
-                timeout_s=limits.slow_client_timeout_s,
-                idle_s=KEEP_ALIVE_S,
-                connections=CONNECTIONS_PER_REQUEST * limits.max_concurrent_requests,
-            ),
-        )
+        self.follow(config.limits)
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol,  # type: ignore[arg-type]  # called like a class, and like one makes connections
+                http=self._protocol,  # type: ignore[arg-type]  # called like a class, and like one makes connections
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -68,6 +59,19 @@ class IngressServer:
             )
         )
         self._task: asyncio.Task[None] | None = None
+
+    def follow(self, limits: LimitsConfig) -> None:
+        """Hold connections that come from now on to these limits."""
+        self._limits = ConnectionLimits(
+            head_bytes=limits.header_bytes,
+            timeout_s=limits.slow_client_timeout_s,
+            idle_s=KEEP_ALIVE_S,
+            connections=CONNECTIONS_PER_REQUEST * limits.max_concurrent_requests,
+        )
+
+    def _protocol(self, *arguments: Any, **named: Any) -> BoundedProtocol:  # noqa: ANN401 - uvicorn's own
+        """One connection; uvicorn decides what else it is made of."""
+        return BoundedProtocol(*arguments, **named, limits=self._limits)
 
     async def start(self) -> None:
         """Listen. Raises `OSError` if the address cannot be used."""

@@ -9,7 +9,7 @@ import pytest
 
 from loadtests.kills import KillPlan, KillReport, Victim, kill_all
 from loadtests.targets import parse_target
-from tests.clusters import RunningCluster, local_config, simulated_config, start_cluster, stop_cluster
+from tests.clusters import local_config, simulated_config, start_cluster, stop_cluster
 from tests.integration.cluster_processes import unused_port
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,23 +40,24 @@ def simulated_twice() -> dict[str, object]:
     return config | {"ray": {"num_cpus": 4, "health_check_period_s": 1, "health_check_timeout_s": 3}}
 
 
-def plan_for(cluster: RunningCluster, model: str, kills: int, per_s: float) -> KillPlan:
-    return KillPlan(parse_target(cluster.url), cluster.state_dir, model, Victim.REPLICA, kills, per_s=per_s)
-
-
-def run(config: dict[str, object], state_dir: Path, model: str, kills: int, per_s: float) -> KillReport:
+def run(
+    config: dict[str, object], state_dir: Path, model: str, kills: int, per_s: float, max_tokens: int = 8
+) -> KillReport:
     cluster = start_cluster(config, state_dir, unused_port())
+    target = parse_target(cluster.url)
+    plan = KillPlan(target, cluster.state_dir, model, Victim.REPLICA, kills, per_s=per_s, max_tokens=max_tokens)
     try:
-        return asyncio.run(kill_all(plan_for(cluster, model, kills, per_s)))
+        return asyncio.run(kill_all(plan))
     finally:
         stop_cluster(cluster.env)
 
 
 @pytest.mark.timeout(600)
 def test_three_kills_of_real_replicas_lose_nothing(state_dir: Path) -> None:
-    report = run(mini_twice(), state_dir, "mini", kills=3, per_s=5)
+    # What one replica can serve while the other one loads beside it, on two cores.
+    report = run(mini_twice(), state_dir, "mini", kills=3, per_s=1, max_tokens=24)
     assert len(report.kills) == 3
-    assert len(report.outcomes) > 100
+    assert len(report.outcomes) > 30
     assert report.lost == []
     # Some were under way where it struck, so this was no accident.
     assert report.retried >= 1

@@ -9,10 +9,12 @@ import typer
 
 from deployments.cli import output
 from deployments.cli.errors import ExitCode
-from deployments.cli.groups import Command
-from deployments.cli.options import Json
+from deployments.cli.groups import FLAG, Command
+from deployments.cli.options import ConfigStateDir, Json
 
-app = typer.Typer(help="Check a config, print its schema, show what is in force.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check a config, print its schema, show what is in force, change a running cluster.", no_args_is_help=True
+)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster's config (YAML).", show_default=False)]
 
@@ -73,3 +75,31 @@ def show(file: File, json: Json = False) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command("apply", cls=Command)
+def apply(
+    file: File,
+    state_dir: ConfigStateDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar=FLAG, help="Only show what would change.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=1,
+            metavar="SECONDS",
+            help="Give up loading a model after so long. Default: its start_timeout_s.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> ExitCode:
+    """Bring a config into force in the running cluster, without a restart and without losing a request.
+
+    Rules, contracts and limits change at once. A model whose engine changes is loaded anew beside the old one, takes over, and the
+    old one finishes what it has; both must fit. If anything fails, the config before stays in force.
+    """
+    from deployments.cli.apply import ApplyOptions
+    from deployments.cli.apply import apply as bring_into_force
+
+    return bring_into_force(ApplyOptions(file, state_dir, dry_run, timeout, json))

@@ -1,0 +1,98 @@
+"""What of a new config a running cluster can take on, and in which way: a pure comparison of two configs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cluster.config.cluster import ClusterConfig
+from cluster.config.diff import Change, config_diff
+
+
+class Way(StrEnum):
+    """How a change of one field comes into force."""
+
+    LIVE = "live"
+    """Requests that come after it are served by the new value; those under way keep the old one."""
+    SCALE = "scale"
+    """The model's replicas stay; their number, or what each takes, changes."""
+    REPLACE = "replace"
+    """New replicas are loaded, take over, and the old ones finish what they have."""
+    ADD = "add"
+    """A model that was not there: it is routed to once it is ready."""
+    REMOVE = "remove"
+    """A model that is no longer there: it finishes what it has."""
+    RESTART = "restart"
+    """Only `pointsman down` and `pointsman up` bring it into force."""
+
+
+_LIVE_OF_MODELS: Final = ("roles", "price_per_million_tokens")
+_SCALED: Final = (
+    "min",
+    "max",
+    "target_ongoing_requests",
+    "max_ongoing_requests",
+    "max_queued_requests",
+    "drain_timeout_s",
+)
+_LIVE: Final = ("contracts", "routing", "ingress.limits")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One changed field, and the way in which it comes into force."""
+
+    change: Change
+    way: Way
+    model: str | None = None
+    """The model that it belongs to; None: to none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePlan:
+    """All that differs between two configs."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def refused(self) -> tuple[Step, ...]:
+        """What a running cluster cannot take on."""
+        return tuple(step for step in self.steps if step.way is Way.RESTART)
+
+    def models(self, way: Way) -> tuple[str, ...]:
+        """Models with a change of this kind, in the order of the config. A model that is replaced needs no scaling beside it."""
+        replaced = {step.model for step in self.steps if step.way is Way.REPLACE}
+        found = [step.model for step in self.steps if step.way is way and step.model is not None]
+        return tuple(name for name in dict.fromkeys(found) if way is not Way.SCALE or name not in replaced)
+
+
+def plan_changes(old: ClusterConfig, new: ClusterConfig) -> ChangePlan:
+    """Every field that differs, each with the one way in which it comes into force."""
+    return ChangePlan(tuple(_step(change, old, new) for change in config_diff(old, new)))
+
+
+def _step(change: Change, old: ClusterConfig, new: ClusterConfig) -> Step:
+    model = next((name for name in {**old.models, **new.models} if _below(change.path, f"models.{name}")), None)
+    if model is None:
+        live = any(_below(change.path, section) for section in _LIVE)
+        return Step(change, Way.LIVE if live else Way.RESTART)
+    if model not in old.models:
+        return Step(change, Way.ADD, model)
+    if model not in new.models:
+        return Step(change, Way.REMOVE, model)
+    field = change.path.removeprefix(f"models.{model}.")
+    return Step(change, way_of_model_field(field), model)
+
+
+def way_of_model_field(field: str) -> Way:
+    """How a field of a model, by its path below the model, comes into force."""
+    if field.split(".", maxsplit=1)[0] in _LIVE_OF_MODELS:
+        return Way.LIVE
+    return Way.SCALE if field in {f"replicas.{name}" for name in _SCALED} else Way.REPLACE
+
+
+def _below(path: str, section: str) -> bool:
+    """Whether a path is a section or lies in it. Names hold dots at times, so no path is taken apart."""
+    return re.match(rf"{re.escape(section)}(?:$|[.\[])", path) is not None
