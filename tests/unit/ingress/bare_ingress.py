@@ -68,7 +68,7 @@ class ScriptedClient(ModelClient):
     """All replicas of one model. `up` says whether there are any."""
 
     def __init__(self, model: str, channel: ChannelReceiver, behaviour: Behaviour) -> None:
-        super().__init__(model, cast("DeploymentHandle[object]", None), channel, ADDRESS)
+        super().__init__(model, cast("DeploymentHandle[object]", None), channel, ADDRESS, f"model-{model}")
         self.behaviour = behaviour
         self.up = True
         self.calls: list[ReplicaCall] = []
