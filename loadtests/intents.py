@@ -5,15 +5,27 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+import httpx
+import numpy as np
 import typer
 from rich.table import Table
 
 from cluster.routing.intent import lexical_intent
+from cluster.routing.intent_prototypes import (
+    LOOKED_AT,
+    PROTOTYPES_FILE,
+    Prototypes,
+    Vector,
+    fit_prototypes,
+    read_prototypes,
+)
 from loadtests.show import console, percent, write_json
+from loadtests.stats import quantile
 
 application = typer.Typer(add_completion=False, help=__doc__)
 
@@ -36,7 +48,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of one half."""
+    """Of one way to tell, on one half."""
 
     prompts: int
     right: float
@@ -44,8 +56,6 @@ class Accuracy:
     silent: float
     """Share of prompts of which nothing is told."""
     by_intent: dict[str, float]
-    microseconds: float
-    """Mean time of one."""
 
 
 def labelled() -> list[Labelled]:
@@ -54,41 +64,77 @@ def labelled() -> list[Labelled]:
     return [Labelled(*line.split("\t", 1)) for line in lines if line]
 
 
-def accuracy(prompts: list[Labelled]) -> Accuracy:
-    """How the lexical classifier does. Raises `ValueError` for no prompts."""
+def accuracy(prompts: Sequence[Labelled], told: Sequence[str | None]) -> Accuracy:
+    """How often what was told is right. Raises `ValueError` for no prompts."""
     if not prompts:
         raise ValueError("there is no accuracy on no prompts")
-    started = time.perf_counter()
-    told = [lexical_intent(prompt.text).value for prompt in prompts]
-    taken = time.perf_counter() - started
     right = Counter(prompt.intent for prompt, found in zip(prompts, told, strict=True) if prompt.intent == found)
     all_of = Counter(prompt.intent for prompt in prompts)
     return Accuracy(
         prompts=len(prompts),
         right=right.total() / len(prompts),
-        silent=told.count(None) / len(prompts),
+        silent=list(told).count(None) / len(prompts),
         by_intent={intent: right[intent] / count for intent, count in sorted(all_of.items())},
-        microseconds=taken / len(prompts) * 1e6,
     )
 
 
+def lexical(prompts: Sequence[Labelled]) -> list[str | None]:
+    """What the words say."""
+    return [lexical_intent(prompt.text).value for prompt in prompts]
+
+
+def encoded(prompts: Sequence[Labelled], vectors: Mapping[str, Vector], prototypes: Prototypes) -> list[str | None]:
+    """What the encoder says, as the ingress uses it: with the words."""
+    return [prototypes.nearest(vectors[prompt.text], lexical_intent(prompt.text)).value for prompt in prompts]
+
+
+def embed(
+    url: str, key: str | None, encoder: str, prompts: Sequence[Labelled]
+) -> tuple[dict[str, Vector], list[float]]:
+    """Vectors by text, of what the ingress would encode of each, one request after the other; and the seconds of each, sorted."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    vectors, taken = {}, []
+    with httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False) as client:
+        for prompt in prompts:
+            started = time.perf_counter()
+            reply = client.post("/v1/embeddings", json={"model": encoder, "input": prompt.text[:LOOKED_AT]})
+            taken.append(time.perf_counter() - started)
+            reply.raise_for_status()
+            vectors[prompt.text] = np.array(reply.json()["data"][0]["embedding"], dtype=np.float32)
+    return vectors, sorted(taken)
+
+
 @application.command()
-def main(as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False) -> None:
-    """Accuracy of the lexical intent on the half that was looked at while its signs were written, and on the half held out."""
+def main(
+    url: Annotated[str | None, typer.Option(help="A cluster that runs, to ask its encoder, too.")] = None,
+    encoder: Annotated[str, typer.Option(help="Name of the encoder there.")] = "encoder",
+    fit: Annotated[str | None, typer.Option(metavar="SOURCE", help="Fit prototypes of the encoder with that source, and keep them.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="POINTSMAN_API_KEY", help="API key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Accuracy on the half that signs and prototypes were made from, and on the half held out."""
     prompts = labelled()
-    halves = {
-        "looked at": accuracy([prompt for prompt in prompts if not prompt.held_out]),
-        "held out": accuracy([prompt for prompt in prompts if prompt.held_out]),
-    }
+    halves = {"made from": [p for p in prompts if not p.held_out], "held out": [p for p in prompts if p.held_out]}
+    figures = {f"words, {name}": accuracy(half, lexical(half)) for name, half in halves.items()}
+    if url is not None:
+        vectors, taken = embed(url, key, encoder, prompts)
+        if fit is not None:
+            own = halves["made from"]
+            found = fit_prototypes(fit, np.stack([vectors[p.text] for p in own]), [p.intent for p in own])
+            PROTOTYPES_FILE.write_text(found.to_json(), encoding="utf-8")
+            console().print(f"wrote {PROTOTYPES_FILE.name}")
+        prototypes = read_prototypes()
+        figures |= {
+            f"encoder, {name}": accuracy(half, encoded(half, vectors, prototypes)) for name, half in halves.items()
+        }
+        console().print(f"a vector over HTTP, one at a time: median {quantile(taken, 0.5) * 1000:.1f} ms")
     if as_json:
-        write_json({name: asdict(half) for name, half in halves.items()})
+        write_json({name: asdict(half) for name, half in figures.items()})
         return
-    table = Table("half", "prompts", "right", "nothing told", *halves["held out"].by_intent, "us each")
-    for name, half in halves.items():
+    table = Table("by", "prompts", "right", "nothing told", *figures["words, held out"].by_intent)
+    for name, half in figures.items():
         shares = (percent(share) for share in half.by_intent.values())
-        table.add_row(
-            name, str(half.prompts), percent(half.right), percent(half.silent), *shares, f"{half.microseconds:.0f}"
-        )
+        table.add_row(name, str(half.prompts), percent(half.right), percent(half.silent), *shares)
     console().print(table)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from cluster.config.base import Role, Section
 from cluster.config.contract import Sampling
 from cluster.config.feedback import FeedbackConfig
+from cluster.config.intent import IntentConfig
 from cluster.routing.intent import Intent
 from cluster.routing.latency_class import LatencyClass
 
@@ -117,6 +118,8 @@ class RoutingConfig(Section):
     """Role that takes requests which look like code, a name."""
     default_role: Role = "strong"
     """Role that takes everything else, a name."""
+    intent: IntentConfig = IntentConfig()
+    """How the ingress tells what a request is for."""
     feedback: FeedbackConfig = FeedbackConfig()
     """What is done about an answer that its model was not sure of."""
 

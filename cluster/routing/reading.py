@@ -14,14 +14,17 @@ class Reading(Generic[T]):
 
     value: T | None
     source: str
-    """Who said so: `caller`, `prompt`, `lexical`, `replicas` or `answers`."""
+    """Who said so: `caller`, `prompt`, `encoder`, `lexical`, `replicas` or `answers`."""
     age_s: float = 0.0
     """Seconds since it was true."""
     cost_s: float = 0.0
     """Seconds that it took to get."""
+    note: str = ""
+    """Why a better source was not asked, or did not answer; empty: there is none."""
 
     def __str__(self) -> str:
         if self.value is None:
             return "missing"
         value = f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
-        return f"{value} ({self.source}{f', {self.age_s:.1f} s old' if self.age_s else ''})"
+        age = f", {self.age_s:.1f} s old" if self.age_s else ""
+        return f"{value} ({self.source}{age}{f': {self.note}' if self.note else ''})"

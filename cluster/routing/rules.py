@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.config.base import AUTO
 from cluster.config.routing import RoutingConfig, RuleConfig
@@ -38,6 +38,11 @@ class Rules:
 
     def role(self, signals: RequestSignals) -> Ruling:
         """The role that a request to `auto` goes to."""
+        ruling = self._ruling(signals)
+        note = signals.intent.note
+        return ruling if not note else replace(ruling, reason=f"{ruling.reason}; intent by its words, {note}")
+
+    def _ruling(self, signals: RequestSignals) -> Ruling:
         for conditions, role, code in self._roles:
             if (why := holds(conditions, signals)) is not None:
                 return Ruling(role, code, f"auto: {why}, goes to role {role}")

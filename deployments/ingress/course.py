@@ -30,6 +30,8 @@ class Course:
     request: ApiRequest
     """What was asked for, within the contract."""
     tenant: str = ""
+    intent: str | None = None
+    """What it is for; None: not known."""
     answer: Answer | None = None
     earlier: int = 0
     """Attempts on replicas before the model at work."""

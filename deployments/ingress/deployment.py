@@ -18,6 +18,7 @@ from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.intent import IntentReader
 from deployments.ingress.live import LiveApp, Told
 from deployments.ingress.loop import keep_responsive, watch_lag
 from deployments.ingress.recent import RecentAnswers
@@ -67,6 +68,7 @@ class Ingress:
             clients=clients,
             channel=self._channel,
             health=self._health,
+            intents=IntentReader(config, clients),
             recent=recent,
             gate=self._gate,
             metrics=self._metrics,

@@ -36,6 +36,6 @@ class RoutePage:
         async with services.gate.admit(key, 0) as admission:
             exchange.headers |= admission.headers
             check_knobs(services.config.routing.knobs, request)
-            signals = signals_of(request)
+            signals = signals_of(request, await services.intents.read(request))
             decision = services.policy.decide(request.model, signals, services.health.models(), explain=True)
             await exchange.respond(200, json.dumps(explanation(decision, signals)).encode())

@@ -14,7 +14,6 @@ from cluster.api.embedding import EmbeddingRequest
 from cluster.api.errors import ApiError
 from cluster.api.requests import ApiRequest
 from cluster.routing.feedback import Accept, Attempt, Bounds, Escalate, Requery, Step, Template, bounds_for, next_step
-from cluster.routing.signals import signals_of
 from cluster.routing.template import template_answer
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
@@ -93,7 +92,7 @@ class FeedbackLoop:
         checks = await self._verification.prepare(course.knobs.verify)
         feedback = self._services.config.routing.feedback
         run = Run(course, self._bounds(course), checks, feedback.gate_tokens if self._gated(course, checks) else None)
-        run.intent = signals_of(course.asked).intent.value
+        run.intent = course.intent
         course.judgement = run.judgement
         try:
             while (settled := await self._attempt(run, span)) is None:

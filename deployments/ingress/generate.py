@@ -18,6 +18,7 @@ from cluster.contracts import Contract, contract_for, enforce
 from cluster.keys import KeyRecord
 from cluster.routing.decision import RouteDecision
 from cluster.routing.knob_bounds import check_knobs
+from cluster.routing.reading import Reading
 from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
@@ -61,7 +62,10 @@ class Generation:
         with services.gate.reading(key):
             request = await self._read(exchange, limits)
         self._two_stage.check(request)
-        course = Course(request, *self._bind(request, self._decide(self._two_stage.first(request))))
+        first = self._two_stage.first(request)
+        intent = await services.intents.read(first)
+        course = Course(request, *self._bind(request, self._decide(first, intent)))
+        course.intent = None if intent is None else intent.value
         course.tenant = "" if key is None else key.tenant
         self._note_decision(course, span)
         async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
@@ -134,10 +138,10 @@ class Generation:
 
         return await self._bodies.read(exchange.scope, exchange.receive, parse)
 
-    def _decide(self, request: ApiRequest) -> RouteDecision:
+    def _decide(self, request: ApiRequest, intent: Reading[str] | None = None) -> RouteDecision:
         services = self._services
         check_knobs(services.config.routing.knobs, request)
-        return services.policy.decide(request.model, signals_of(request), services.health.models())
+        return services.policy.decide(request.model, signals_of(request, intent), services.health.models())
 
     def _bind(self, request: ApiRequest, decision: RouteDecision) -> tuple[RouteDecision, Contract, ApiRequest]:
         contract = contract_for(self._services.config, decision)

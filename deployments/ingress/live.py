@@ -13,6 +13,7 @@ from cluster.config.cluster import ClusterConfig
 from cluster.routing.resolve import Policy
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.intent import IntentReader
 from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
 
@@ -68,7 +69,8 @@ class LiveApp:
             else:
                 self._clients[model] = client
         clients = {model: self._clients[model] for model in config.models}
-        services = replace(self._services, config=config, policy=Policy(config), clients=clients)
+        intents = IntentReader(config, clients)
+        services = replace(self._services, config=config, policy=Policy(config), clients=clients, intents=intents)
         services.health.follow(clients)
         services.recent.follow(config.models)
         services.metrics.set_models(config.models)

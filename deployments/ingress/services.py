@@ -11,6 +11,7 @@ from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.intent import IntentReader
 from deployments.ingress.recent import RecentAnswers
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import Telemetry
@@ -25,6 +26,7 @@ class Services:
     clients: Mapping[str, ModelClient]
     channel: ChannelReceiver
     health: Health
+    intents: IntentReader
     recent: RecentAnswers
     gate: Gate
     metrics: IngressMetrics

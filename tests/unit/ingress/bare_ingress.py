@@ -24,6 +24,7 @@ from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
+from deployments.ingress.intent import IntentReader
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.services import Services
 from deployments.replica.spec import ReplicaCall
@@ -183,6 +184,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         clients=clients,
         channel=channel,
         health=health,
+        intents=IntentReader(config, clients),
         recent=RecentAnswers(config.models),
         gate=gate,
         metrics=IngressMetrics("ingress", config.models),
