@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deployments.channel.messages import (
     Accepted,
@@ -54,6 +55,17 @@ class AttachedReplica:
     def routable(self, now: float) -> bool:
         """Whether new requests may go there."""
         return self.leaving is None and now - self.heard_at < SILENCE_LIMIT_S
+
+
+class Told(NamedTuple):
+    """What a replica told of itself."""
+
+    load: int
+    """Requests that it runs or queues, as far as this ingress knows."""
+    kv_usage: float
+    """Fraction of its KV blocks in use, 0 to 1."""
+    age_s: float
+    """Seconds since it spoke."""
 
 
 class ChannelReceiver:
@@ -115,17 +127,14 @@ class ChannelReceiver:
         """Whether the replica has an open connection."""
         return replica_id in self._replicas
 
-    def is_routable(self, replica_id: str) -> bool:
-        """Whether new requests may go to the replica."""
+    def told(self, replica_id: str) -> Told | None:
+        """What is known of a replica that new requests may go to; None: none may."""
+        now = self._loop.time()
         replica = self._replicas.get(replica_id)
-        return replica is not None and replica.routable(self._loop.time())
-
-    def load(self, replica_id: str) -> int:
-        """Requests that the replica runs or queues, as far as this ingress knows."""
-        replica = self._replicas.get(replica_id)
-        if replica is None:
-            return 0
-        return max(len(replica.streams), replica.stats.running + replica.stats.waiting)
+        if replica is None or not replica.routable(now):
+            return None
+        stats = replica.stats
+        return Told(max(len(replica.streams), stats.running + stats.waiting), stats.kv_usage, now - replica.heard_at)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         replica: AttachedReplica | None = None

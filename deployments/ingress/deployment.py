@@ -26,7 +26,7 @@ from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
 from deployments.names import MODEL_DEPLOYMENT, model_application_name
 from deployments.paths import logs_path
-from deployments.router import ROUTER_STATE
+from deployments.router_state import STATE as ROUTER_STATE
 from deployments.serve_internals import bind_replica_server_to_node
 from deployments.telemetry.logs import setup_logging
 from deployments.telemetry.metrics import IngressMetrics

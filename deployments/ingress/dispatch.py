@@ -16,7 +16,7 @@ from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
 from deployments.engines.protocol import EngineReply, EngineRequest, split_judged
 from deployments.replica.spec import ReplicaCall
-from deployments.router import ROUTER_STATE
+from deployments.router_state import STATE as ROUTER_STATE
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Answer:
         self._stream: TokenStream | None = None
         self._call: asyncio.Task[None] | None = None
         self._response: Response | None = None
+        self._why: str | None = None
         self.attempts = 0
         self._early: TokenConfidence | None = None
         self.events = 0
@@ -73,6 +74,13 @@ class Answer:
         """The replica that took the request."""
         replica = None if self._stream is None else self._stream.replica
         return None if replica is None else replica.hello.replica_id
+
+    @property
+    def replica_reason(self) -> str | None:
+        """Why it went to that replica."""
+        if self._why is None and self._stream is not None:
+            self._why = ROUTER_STATE.take_reason(self._stream.id)
+        return self._why
 
     @property
     def engine(self) -> str | None:
@@ -114,6 +122,7 @@ class Answer:
         if not self._client.available():
             raise NoReplicaError(self._client.model)
         self.attempts += 1
+        self._why = None
         stream = TokenStream(uuid.uuid4().hex, self._max_bytes)
         self._stream = stream
         self._client.channel.open_stream(stream, self._client.model)

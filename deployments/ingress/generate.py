@@ -87,6 +87,7 @@ class Generation:
                 gone.cancel()
                 course.close()
                 span.answered(course.attempts, timer)
+                span.chosen(course.answer)
                 admission.spent(_usage(reply, course))
             if reply.status >= HTTPStatus.BAD_REQUEST:
                 services.gate.refused(key)

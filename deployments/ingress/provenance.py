@@ -75,6 +75,8 @@ class Provenance:
         }
         if answer is not None and answer.engine is not None:
             headers[f"{PREFIX}engine"] = answer.engine
+        if answer is not None and answer.replica_id is not None:
+            headers[f"{PREFIX}replica"] = answer.replica_id
         if self.judgement is not None and self.judgement.confidence is not None:
             headers[f"{PREFIX}confidence"] = f"{self.judgement.confidence:.4f}"
         if reply is not None and reply.usage.truncated_tokens:
@@ -92,6 +94,8 @@ class Provenance:
             "rule": self.decision.reason_code,
             "score": self.decision.score,
             "engine": None if answer is None else answer.engine,
+            "replica": None if answer is None else answer.replica_id,
+            "replica_reason": None if answer is None else answer.replica_reason,
             "attempts": self._attempts(answer),
             "trace_id": self.trace_id,
             "cached_tokens": usage.cached_tokens,

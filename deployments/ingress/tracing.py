@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cluster.keys import KeyRecord
     from cluster.routing.decision import RouteDecision
     from cluster.verification.verdict import Verdict
+    from deployments.ingress.dispatch import Answer
     from deployments.telemetry.metrics import StreamTimer
 
 OPERATIONS: Mapping[Endpoint, str] = {
@@ -115,6 +116,14 @@ class RequestSpan:
             self._span.set_attribute(names.TTFT, timer.first_s)
         if self._output is not None and (said := self._output.messages()) is not None:
             self._span.set_attribute(names.OUTPUT_MESSAGES, said)
+
+    def chosen(self, answer: Answer | None) -> None:
+        """The replica, and why that one."""
+        if answer is None or answer.replica_id is None:
+            return
+        self._span.set_attribute(names.ROUTE_REPLICA, answer.replica_id)
+        if (reason := answer.replica_reason) is not None:
+            self._span.set_attribute(names.ROUTE_REPLICA_REASON, reason)
 
     def finished(self, reply: EngineReply) -> None:
         """How the engine ended it."""

@@ -54,6 +54,25 @@ def kill(pid: int) -> float:
     return time.monotonic()
 
 
+def test_a_chat_goes_back_to_the_replica_that_holds_its_prefix(whole: RunningCluster) -> None:
+    seen = set()
+    with whole.client() as client:
+        for number in range(6):
+            messages = [{"role": "user", "content": f"Chat {number}: " + "tell me more. " * 30}]
+            where = []
+            for _ in range(3):
+                answer = client.post(CHAT, json=chat(MODEL, 4) | {"messages": messages})
+                told = answer.json()["pointsman"]
+                where.append(answer.headers["x-pointsman-replica"])
+                assert told["replica"] == where[-1]
+                assert told["replica_reason"].startswith("holds" if len(where) > 1 else "least work")
+                messages += [answer.json()["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+            assert len(set(where)) == 1
+            seen.add(where[0])
+    # New chats are spread all the same.
+    assert len(seen) == 2
+
+
 def test_no_plain_request_is_lost_when_a_replica_is_killed(whole: RunningCluster) -> None:
     # The longer answers see to it that some are under way on whichever replica is killed.
     with SteadyLoad(whole, chat(MODEL, 8), per_s=5) as load, SteadyLoad(whole, chat(MODEL, 60), per_s=4) as longer:
