@@ -10,6 +10,11 @@ def traces_path(state_dir: Path) -> Path:
     return state_dir / "traces.sqlite"
 
 
+def records_path(state_dir: Path) -> Path:
+    """The records database, unless it is on a server."""
+    return state_dir / "records.sqlite"
+
+
 def logs_path(state_dir: Path) -> Path:
     """The directory of structured logs."""
     return state_dir / "logs"

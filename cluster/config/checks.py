@@ -11,6 +11,7 @@ from cluster.config.check_feedback import check_feedback
 from cluster.config.check_models import check_model
 from cluster.config.host import is_loopback
 from cluster.config.mistakes import Mistake
+from cluster.config.records import check_records
 from cluster.routing.scorers import scorer_names
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check_cluster(config: ClusterConfig) -> Iterator[Mistake]:
     yield from check_feedback(config, roles)
     yield from _check_ingress(config)
     yield from _check_ray(config)
+    yield from check_records(config)
 
 
 def _check_name(path: str, name: str, roles: set[str]) -> Iterator[Mistake]:

@@ -14,6 +14,7 @@ from cluster.config.host import is_loopback
 from cluster.config.ingress import IngressConfig, KeysConfig
 from cluster.config.model import ModelConfig
 from cluster.config.operations import RayConfig, TelemetryConfig
+from cluster.config.records import RecordsConfig
 from cluster.config.routing import RoutingConfig
 
 MISTAKES = "cluster_mistakes"
@@ -37,6 +38,8 @@ class ClusterConfig(Section):
     """The `auto` rule."""
     telemetry: TelemetryConfig = TelemetryConfig()
     """Traces and logs."""
+    records: RecordsConfig = RecordsConfig()
+    """The records database."""
     ray: RayConfig = RayConfig()
     """The Ray cluster underneath."""
 

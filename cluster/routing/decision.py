@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cluster.config.contract import Sampling
+from cluster.routing.signals import RequestSignals
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class RouteDecision:
     """Models that take over, in this order, if the chosen one fails."""
     sampling: SamplingRuling | None = None
     """Sampling mode by a rule; None: no rule says."""
+    signals: RequestSignals | None = None
+    """What it rests on, without any text of the request."""
 
     @property
     def candidates(self) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ class Policy:
             considered=candidates,
             fallbacks=tuple(ranked[1:]),
             sampling=None if signals.embedding else self._rules.sampling(signals),
+            signals=signals,
         )
 
     def _role(self, model_field: str, signals: RequestSignals) -> tuple[str | None, str, str]:

@@ -289,6 +289,15 @@ ENGINE_PROMPT_TOKENS: Final = _counter("engine_prompt_tokens", "tokens", _REPLIC
 ENGINE_GENERATED_TOKENS: Final = _counter("engine_generated_tokens", "tokens", _REPLICA, "Tokens generated.")
 ENGINE_DEATHS: Final = _counter("engine_deaths", "engines", ("model", "cause"), "Engines that died or hung.")
 
+REPLICA_SECONDS: Final = _counter(
+    "replica_seconds", "seconds", ("model", "state"), "Seconds that replicas were busy or idle."
+)
+ENGINE_SECONDS: Final = _counter("engine_seconds", "seconds", _MODEL, "Seconds that requests held an engine, added up.")
+COST: Final = _counter("cost", "money", _MODEL, "What external models were paid, in the money of the config.")
+RECORDS_WRITTEN: Final = _counter("records_written", "records", ("process",), "Records of decisions in the database.")
+RECORDS_QUEUED: Final = _gauge("records_queued", "records", ("process",), "Records that wait for the database.")
+RECORDS_DROPPED: Final = _counter("records_dropped", "records", ("process", "reason"), "Records lost, by reason.")
+
 SPANS_STORED: Final = _counter("spans_stored", "spans", ("process",), "Spans taken by the local store or a collector.")
 SPANS_DROPPED: Final = _counter("spans_dropped", "spans", ("process",), "Spans lost: queue full or export failed.")
 LOG_LINES_DROPPED: Final = _counter("log_lines_dropped", "lines", ("process",), "Log lines lost.")

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -184,7 +185,7 @@ class ChannelReceiver:
             # The caller went away before the replica got to it.
             replica.writer.write(encode_frame([Cancel(stream_id)]))
             return
-        stream.replica = replica
+        stream.replica, stream.taken_at = replica, time.monotonic()
         replica.streams[stream_id] = stream
 
     async def _sweep(self) -> None:

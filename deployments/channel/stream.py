@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from deployments.engines.protocol import EngineReply
@@ -29,12 +30,27 @@ class TokenStream:
     Everything runs on the ingress's event loop, so nothing is locked.
     """
 
-    __slots__ = ("_chunks", "_failure", "_max_bytes", "_size", "_wake", "id", "replica", "reply")
+    __slots__ = (
+        "_chunks",
+        "_failure",
+        "_max_bytes",
+        "_size",
+        "_wake",
+        "ended_at",
+        "id",
+        "replica",
+        "reply",
+        "taken_at",
+    )
 
     def __init__(self, stream_id: str, max_bytes: int) -> None:
         self.id = stream_id
         self.replica: AttachedReplica | None = None
         self.reply: EngineReply | None = None
+        self.taken_at: float | None = None
+        """When a replica took it, on the monotonic clock, seconds."""
+        self.ended_at: float | None = None
+        """When its reply came, likewise."""
         self._chunks: list[bytes] = []
         self._size = 0
         self._max_bytes = max_bytes
@@ -62,6 +78,7 @@ class TokenStream:
     def finish(self, reply: EngineReply) -> None:
         """The replica is done."""
         self.reply = reply
+        self.ended_at = time.monotonic()
         self._notify()
 
     def fail(self, error: Exception) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deployments.cli import output
-from deployments.cli.commands import chat, config, down, explain, keys, models, serve, status, trace, up
+from deployments.cli.commands import chat, config, cost, down, explain, keys, models, records, serve, status, trace, up
 from deployments.cli.errors import ExitCode
 from deployments.cli.groups import FLAG, Command, CommandGroup, Commands
 
@@ -52,6 +52,8 @@ app.command("chat", cls=Command, rich_help_panel=ASK)(chat.chat)
 app.command("explain", cls=Command, rich_help_panel=ASK)(explain.explain)
 app.command("status", cls=Command, rich_help_panel=LOOK)(status.status)
 app.command("trace", cls=Command, rich_help_panel=LOOK)(trace.trace)
+app.command("records", cls=Command, rich_help_panel=LOOK)(records.records)
+app.command("cost", cls=Command, rich_help_panel=LOOK)(cost.cost)
 app.add_typer(models.app, name="models", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(config.app, name="config", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(keys.app, name="keys", cls=CommandGroup, rich_help_panel=SET_UP)

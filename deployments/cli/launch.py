@@ -155,10 +155,29 @@ def check_surroundings(config: ClusterConfig, place: Place) -> None:
     except TelemetryConfigError as error:
         raise CliError(str(error), code=ExitCode.USAGE) from None
     _check_keys(config, place)
+    _check_records(config, place)
     try:
         check_port_free(config.ingress.host, config.ingress.port)
     except PortInUseError as error:
         raise CliError(str(error), code=ExitCode.REFUSED) from None
+
+
+def _check_records(config: ClusterConfig, place: Place) -> None:
+    """A database of a later release, or one without its password, is known before anything starts."""
+    from deployments.paths import records_path
+
+    if not config.records.enabled or (config.records.url is None and not records_path(place.state_dir).exists()):
+        return
+    from deployments.records.check import check_database
+    from deployments.records.schema import NewerDatabaseError
+    from deployments.records.target import RecordsConfigError
+
+    try:
+        remark = check_database(config.records, place.state_dir)
+    except (NewerDatabaseError, RecordsConfigError) as error:
+        raise CliError(str(error), code=ExitCode.USAGE) from None
+    if remark:
+        output.warn(remark)
 
 
 def _check_keys(config: ClusterConfig, place: Place) -> None:

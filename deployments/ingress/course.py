@@ -12,6 +12,7 @@ from cluster.api.requests import ApiRequest
 from cluster.contracts import Contract
 from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
+from deployments.ingress.account import Account, Call
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.provenance import Judgement
 from deployments.ingress.services import Services
@@ -29,6 +30,8 @@ class Course:
     contract: Contract
     request: ApiRequest
     """What was asked for, within the contract."""
+    account: Account = field(kw_only=True)
+    """What it takes of engines."""
     tenant: str = ""
     intent: str | None = None
     """What it is for; None: not known."""
@@ -93,6 +96,12 @@ class Course:
             cached_tokens=self.spent.cached_tokens - usage.cached_tokens,
         )
 
+    def counted(self, answer: Answer, model: str) -> Answer:
+        """Have what an answer takes of engines added up. Returns it."""
+        answer.call = Call(model, self.request.prompt_tokens_estimate)
+        self.account.calls.append(answer.call)
+        return answer
+
     def close(self) -> None:
         """Free what the models at work hold."""
         for answer in (self.answer, *self.extra):
@@ -119,7 +128,7 @@ def dispatch(services: Services, course: Course, request: EngineRequest) -> Answ
     limits = services.config.ingress.limits
     client = services.clients[course.decision.model]
     course.answer = client.answer(request, limits.max_buffered_bytes_per_stream)
-    return course.answer
+    return course.counted(course.answer, course.decision.model)
 
 
 def fall_back(course: Course, bind: Bind) -> bool:

@@ -26,6 +26,7 @@ from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
 from deployments.names import MODEL_DEPLOYMENT, model_application_name
 from deployments.paths import logs_path
+from deployments.records.recorder import Records
 from deployments.router_state import STATE as ROUTER_STATE
 from deployments.serve_internals import bind_replica_server_to_node
 from deployments.telemetry.logs import setup_logging
@@ -62,6 +63,9 @@ class Ingress:
         self._health.start()
         self._gate = Gate(config, state_dir)
         self._gate.start()
+        self._records = Records(config.records, state_dir, self._channel, "ingress")
+        self._records.start()
+        self._metrics.also(self._records.families)
         services = Services(
             config=config,
             policy=Policy(config),
@@ -74,6 +78,7 @@ class Ingress:
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
+            records=self._records,
         )
         self._app = LiveApp(services, client_of)
         self._server = IngressServer(self._app, config.ingress)
@@ -101,6 +106,7 @@ class Ingress:
         await self._server.stop()
         self._health.stop()
         await self._gate.stop()
+        await self._records.stop()
         await self._channel.close()
         await asyncio.to_thread(self._telemetry.close)
         self._logs.close()

@@ -15,6 +15,7 @@ from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
 from deployments.engines.protocol import EngineReply, EngineRequest, split_judged
+from deployments.ingress.account import Call
 from deployments.replica.spec import ReplicaCall
 from deployments.router_state import STATE as ROUTER_STATE
 
@@ -58,6 +59,8 @@ class Answer:
         self._early: TokenConfidence | None = None
         self.events = 0
         """Events handed out, about a token each."""
+        self.call: Call | None = None
+        """Where it is added up what this takes of engines; None: nowhere."""
 
     @property
     def reply(self) -> EngineReply | None:
@@ -110,6 +113,7 @@ class Answer:
                 await self._client.wait_for_replica()
                 continue
             if data is None:
+                self._count(stream)
                 return None
             if self._request.judge_tokens is not None and self._early is None:
                 data, self._early = split_judged(data)
@@ -147,6 +151,7 @@ class Answer:
         call, self._call = self._call, None
         response, self._response = self._response, None
         if stream is not None:
+            self._count(stream)
             self._client.channel.close_stream(stream)
             if stream.reply is None and response is not None:
                 response.cancel()
@@ -158,12 +163,17 @@ class Answer:
         stream = self._stream
         if stream is None:
             return
+        self._count(stream)
         self._client.channel.close_stream(stream)
         if stream.reply is None:
             if self._response is not None:
                 self._response.cancel()
             if self._call is not None:
                 self._call.cancel()
+
+    def _count(self, stream: TokenStream) -> None:
+        if self.call is not None:
+            self.call.count(stream, self.attempts, self.events)
 
 
 class ModelClient:

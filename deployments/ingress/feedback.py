@@ -228,8 +228,9 @@ class FeedbackLoop:
         if judgement is not None:
             judgement.spent = course.spent
         if made is None or made.answer is None:
-            return Provenance(course.decision, span.trace_id, course.attempts, judgement)
-        return Provenance(made.decision, span.trace_id, course.attempts - made.answer.attempts, judgement)
+            return Provenance(course.decision, span.trace_id, course.attempts, judgement, course.account)
+        earlier = course.attempts - made.answer.attempts
+        return Provenance(made.decision, span.trace_id, earlier, judgement, course.account)
 
     async def send_template(
         self, exchange: Exchange, course: Course, streams: bool, timer: StreamTimer, span: RequestSpan

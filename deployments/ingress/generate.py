@@ -23,11 +23,13 @@ from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress import failures
+from deployments.ingress.account import Account
 from deployments.ingress.body import BodyReader
 from deployments.ingress.course import Course, dispatch, engine_request, fall_back
 from deployments.ingress.dispatch import Answer, NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.feedback import FeedbackLoop
+from deployments.ingress.noting import Note
 from deployments.ingress.provenance import Provenance
 from deployments.ingress.sending import StreamSender, break_off, send_whole
 from deployments.ingress.services import Services
@@ -56,6 +58,10 @@ class Generation:
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None, span: RequestSpan) -> None:
         """Serve one request. Raises `ApiError` as long as nothing was sent; whatever comes later ends the stream."""
+        with Note(self._services, self._endpoint, key, span) as note:
+            await self._serve(exchange, key, span, note)
+
+    async def _serve(self, exchange: Exchange, key: KeyRecord | None, span: RequestSpan, note: Note) -> None:
         services = self._services
         limits = services.config.ingress.limits
         timer = StreamTimer(time.monotonic())
@@ -64,10 +70,11 @@ class Generation:
         self._two_stage.check(request)
         first = self._two_stage.first(request)
         intent = await services.intents.read(first)
-        course = Course(request, *self._bind(request, self._decide(first, intent)))
+        decision = note.decided(request, self._decide(first, intent), timer)
+        note.course = course = Course(request, *self._bind(request, decision), account=Account(services.config))
         course.intent = None if intent is None else intent.value
         course.tenant = "" if key is None else key.tenant
-        self._note_decision(course, span)
+        span.decided(course.decision, course.contract, course.request)
         async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
             # The client's disconnect cancels this task wherever it waits, and with it all that the request holds.
@@ -91,6 +98,7 @@ class Generation:
                 admission.spent(_usage(reply, course))
             if reply.status >= HTTPStatus.BAD_REQUEST:
                 services.gate.refused(key)
+            note.reply = reply
             span.finished(reply)
             self._count(course, reply, timer)
 
@@ -105,7 +113,7 @@ class Generation:
         while True:
             request = engine_request(course, self._endpoint, span.request_id, span.trace_headers)
             answer = dispatch(self._services, course, request)
-            provenance = Provenance(course.decision, span.trace_id, course.earlier)
+            provenance = Provenance(course.decision, span.trace_id, course.earlier, account=course.account)
             try:
                 return await send(exchange, answer, provenance, timer, span)
             except (NoReplicaError, ReplicaLostError) as error:
@@ -116,6 +124,7 @@ class Generation:
                 raise failures.to_api_error(error, config) from error
 
     def _note_decision(self, course: Course, span: RequestSpan) -> None:
+        """A later decision: another model takes over."""
         span.decided(course.decision, course.contract, course.request)
         self._services.metrics.decided(course.decision.model, course.decision.reason_code)
 
@@ -142,7 +151,9 @@ class Generation:
     def _decide(self, request: ApiRequest, intent: Reading[str] | None = None) -> RouteDecision:
         services = self._services
         check_knobs(services.config.routing.knobs, request)
-        return services.policy.decide(request.model, signals_of(request, intent), services.health.models())
+        decision = services.policy.decide(request.model, signals_of(request, intent), services.health.models())
+        services.metrics.decided(decision.model, decision.reason_code)
+        return decision
 
     def _bind(self, request: ApiRequest, decision: RouteDecision) -> tuple[RouteDecision, Contract, ApiRequest]:
         contract = contract_for(self._services.config, decision)

@@ -9,9 +9,11 @@ from cluster.routing.confidence import TokenConfidence
 from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
+from deployments.ingress.account import Account
 from deployments.ingress.dispatch import Answer
 
 PREFIX = "x-pointsman-"
+MAX_HEADER_CHARS = 512
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Provenance:
     """Attempts on other replicas, which were lost or left before this one took over."""
     judgement: Judgement | None = None
     """None: the answer was not judged."""
+    account: Account | None = None
+    """What the request takes of engines; None: nobody adds it up."""
 
     def headers(self, answer: Answer | None, reply: EngineReply | None) -> dict[str, str]:
         """Response headers. `reply` is None at the head of a stream, when its end is not known yet."""
@@ -72,7 +76,15 @@ class Provenance:
             f"{PREFIX}model": self.decision.model,
             f"{PREFIX}trace-id": self.trace_id,
             f"{PREFIX}attempts": str(self._attempts(answer)),
+            f"{PREFIX}rule": self.decision.reason_code,
+            f"{PREFIX}reason": _in_header(self.decision.reason),
         }
+        if self.account is not None:
+            precision = self.account.precision(self.decision.model)
+            if precision is not None:
+                headers[f"{PREFIX}precision"] = str(precision)
+            if reply is not None:
+                headers[f"{PREFIX}cost"] = f"{self.account.cost().cost:.6g}"
         if answer is not None and answer.engine is not None:
             headers[f"{PREFIX}engine"] = answer.engine
         if answer is not None and answer.replica_id is not None:
@@ -101,6 +113,7 @@ class Provenance:
             "cached_tokens": usage.cached_tokens,
             "truncated_turns": usage.truncated_turns,
             "truncated_tokens": usage.truncated_tokens,
+            **({} if self.account is None else _spent(self.account, self.decision.model)),
             **({} if self.judgement is None else self.judgement.fields()),
         }
 
@@ -116,3 +129,29 @@ class Provenance:
 
     def _attempts(self, answer: Answer | None) -> int:
         return self.earlier + (0 if answer is None else answer.attempts)
+
+
+def _in_header(text: str) -> str:
+    """Words as a header can carry them; the body has them in full."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:MAX_HEADER_CHARS])
+
+
+def _spent(account: Account, model: str) -> dict[str, object]:
+    """Precision of the model that answers, and what the whole request cost so far."""
+    cost, precision = account.cost(), account.precision(model)
+    return {
+        "precision": None if precision is None else {"compute": precision.compute, "kv": precision.kv},
+        "cost": {
+            "total": cost.cost,
+            "engine_seconds": round(cost.engine_seconds, 4),
+            "models": {
+                one.model: {
+                    "prompt_tokens": one.prompt_tokens,
+                    "completion_tokens": one.completion_tokens,
+                    "engine_seconds": round(one.engine_seconds, 4),
+                    "cost": one.cost,
+                }
+                for one in cost.models
+            },
+        },
+    }

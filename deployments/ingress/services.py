@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.config.cluster import ClusterConfig
 from cluster.routing.resolve import Policy
@@ -13,6 +13,7 @@ from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.recent import RecentAnswers
+from deployments.records.recorder import NoRecords, Recorder
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import Telemetry
 
@@ -33,3 +34,4 @@ class Services:
     telemetry: Telemetry
     trusted: bool
     """Whether callers without a key may continue their own traces: on loopback, where no keys are asked for."""
+    records: Recorder = field(default_factory=NoRecords)

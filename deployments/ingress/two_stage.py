@@ -157,7 +157,7 @@ class TwoStage:
             course.sent = decision
             judgement.verdict, judgement.spent = verdict, course.spent
             judgement.confidence = score_of(reply.confidence)
-            return reply, Provenance(decision, span.trace_id, facts_attempts, judgement)
+            return reply, Provenance(decision, span.trace_id, facts_attempts, judgement, course.account)
         if charged:
             course.take_back(facts.usage)
         if decision is not None and reply is not None:

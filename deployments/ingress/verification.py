@@ -109,7 +109,7 @@ class Verification:
             tenant=course.tenant,
         )
         answer = services.clients[model].answer(request, services.config.ingress.limits.max_buffered_bytes_per_stream)
-        course.extra.append(answer)
+        course.extra.append(course.counted(answer, model))
         reply = EngineReply(status=failures.CLIENT_GONE)
         try:
             async with asyncio.timeout(feedback.verifier_timeout_s):

@@ -85,6 +85,10 @@ class IngressMetrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Computed(self._families))
 
+    def also(self, families: Callable[[], Iterator[Family]]) -> None:
+        """Show families that another part of the process makes at each scrape."""
+        self._registry.register(_Computed(families))
+
     def set_models(self, models: Iterable[str]) -> None:
         """The config changed: these names may appear as labels from now on."""
         self._models = frozenset(models)

@@ -61,7 +61,7 @@ def open_for_writing(path: Path, busy_timeout_s: float, make: Connect = connect)
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _opening_lock(path, busy_timeout_s):
+        with opening_lock(path, busy_timeout_s):
             try:
                 return _open_checked(path, busy_timeout_s, make)
             except BrokenStoreError as error:
@@ -113,7 +113,8 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _opening_lock(path: Path, timeout_s: float) -> Iterator[None]:
+def opening_lock(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock beside a file while it is opened, checked, replaced. Raises `StoreUnavailableError`."""
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + timeout_s

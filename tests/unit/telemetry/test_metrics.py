@@ -5,8 +5,11 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.config.records import RecordsConfig
 from cluster.telemetry import names
+from deployments.channel.receiver import ChannelReceiver
 from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
+from deployments.records.recorder import Records
 from deployments.telemetry.metrics import OTHER, IngressMetrics, ReplicaStats, StreamTimer
 from deployments.telemetry.series import Buckets
 from deployments.telemetry.setup import SpanCounts
@@ -146,7 +149,8 @@ def test_lost_spans_and_lines_are_told():
     assert value(metrics, "pointsman_log_lines_dropped_total", process="ingress") == 4
 
 
-def test_every_metric_of_the_table_is_exposed_with_its_help(metrics):
+async def test_every_metric_of_the_table_is_exposed_with_its_help(metrics, tmp_path):
+    metrics.also(Records(RecordsConfig(), tmp_path, ChannelReceiver("bare"), "ingress").families)
     text = metrics.render().decode()
     for metric in names.all_metrics():
         assert f"# HELP {metric.name} {metric.help}" in text

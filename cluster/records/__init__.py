@@ -1,0 +1,1 @@
+"""What is written down of decisions, and of the replicas' time."""
