@@ -143,7 +143,7 @@ def test_secrets_are_never_repeated(secret: str) -> None:
 
 UNITS = (
     "second", "byte", "token", "count", "number", "gpu", "cpu core", "core number", "thread", "sequence", "replica", "request",
-    "0 to 1", "niceness", "kv blocks", "yes or no", "true ",
+    "0 to 1", "niceness", "days", "kv blocks", "yes or no", "true ",
 )  # fmt: skip
 
 
