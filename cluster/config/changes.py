@@ -37,7 +37,7 @@ _SCALED: Final = (
     "max_queued_requests",
     "drain_timeout_s",
 )
-_LIVE: Final = ("contracts", "routing", "ingress.limits")
+_LIVE: Final = ("contracts", "routing", "admission", "ingress.limits")
 
 
 @dataclass(frozen=True, slots=True)

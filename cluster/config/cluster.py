@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from cluster.config.admission import AdmissionConfig
 from cluster.config.base import ModelName, Role, Section
 from cluster.config.checks import check_cluster
 from cluster.config.contract import ContractConfig
@@ -32,6 +33,8 @@ class ClusterConfig(Section):
     """Contracts by role; a role without one is bounded by its model alone."""
     ingress: IngressConfig = IngressConfig()
     """Where the cluster listens, and what it takes from a caller."""
+    admission: AdmissionConfig = AdmissionConfig()
+    """When requests wait, and when they are refused."""
     keys: KeysConfig = KeysConfig()
     """Who may call."""
     routing: RoutingConfig = RoutingConfig()

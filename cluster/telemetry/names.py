@@ -263,6 +263,15 @@ REFUSED: Final = _counter(
     "refused", "requests", ("endpoint", "code"), "Requests refused before a model, by error code."
 )
 DECISIONS: Final = _counter("route_decisions", "requests", ("model", "rule"), "Routing decisions, by model and rule.")
+ADMISSIONS: Final = _counter(
+    "admissions",
+    "requests",
+    ("model", "outcome", "code"),
+    "Requests that came to a model: admitted, queued or rejected.",
+)
+ADMISSION_WAITING: Final = _gauge(
+    "admission_waiting", "requests", _MODEL, "Requests that wait for their model, in the ingress."
+)
 RETRIES: Final = _counter("retries", "attempts", _MODEL, "Attempts repeated on another replica before the first byte.")
 ATTEMPTS_JUDGED: Final = _counter(
     "attempts_judged", "attempts", ("model", "outcome"), "Attempts at requests whose answers are judged, by outcome."

@@ -16,6 +16,7 @@ from cluster.config.host import is_loopback
 from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
+from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
@@ -75,6 +76,7 @@ class Ingress:
             intents=IntentReader(config, clients),
             recent=recent,
             gate=self._gate,
+            admission=AdmissionControl(config, self._channel, self._metrics),
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),

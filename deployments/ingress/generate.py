@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 
+from cluster.admission import Asking
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
 from cluster.api.embedding import EmbeddingRequest, parse_embedding
@@ -84,7 +85,10 @@ class Generation:
             reply = EngineReply(status=failures.CLIENT_GONE)
             limit_s = course.contract.timeout_s
             try:
-                async with asyncio.timeout(limit_s):
+                async with (
+                    asyncio.timeout(limit_s),
+                    services.admission.enter(course.decision.model, _asking(course, limit_s)),
+                ):
                     reply = await self._answer(exchange, course, timer, span)
             except TimeoutError as error:
                 if exchange.status == 0:
@@ -174,6 +178,11 @@ class Generation:
         if first is None:
             return await sender.refuse(answer, failures.require_reply(answer.reply))
         return await sender.send(answer, first)
+
+
+def _asking(course: Course, limit_s: float) -> Asking:
+    """What a request asks of its model. Attempts with other models keep the place that it got here."""
+    return Asking(course.tenant, course.knobs.latency_class, _tokens_at_most(course.request), limit_s)
 
 
 def _tokens_at_most(request: ApiRequest) -> int:

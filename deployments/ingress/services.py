@@ -9,6 +9,7 @@ from cluster.config.cluster import ClusterConfig
 from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
+from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
@@ -30,6 +31,7 @@ class Services:
     intents: IntentReader
     recent: RecentAnswers
     gate: Gate
+    admission: AdmissionControl
     metrics: IngressMetrics
     telemetry: Telemetry
     trusted: bool

@@ -127,6 +127,19 @@ class IngressMetrics:
         """A request was refused before a model saw it, or because none could. `code` is an error code, no sentence."""
         self._add(names.REFUSED, (endpoint.value, self._words.bound(code)))
 
+    def admission(self, model: str, outcome: str, code: str) -> None:
+        """A request came to a model. `outcome` and `code` are words."""
+        self._add(names.ADMISSIONS, (self._model(model), outcome, self._words.bound(code)))
+
+    @contextmanager
+    def waiting(self, model: str) -> Iterator[None]:
+        """Count a request as waiting for its model while this is open."""
+        self._add(names.ADMISSION_WAITING, (self._model(model),))
+        try:
+            yield
+        finally:
+            self._add(names.ADMISSION_WAITING, (self._model(model),), -1)
+
     def retried(self, model: str) -> None:
         """An attempt was repeated on another replica."""
         self._add(names.RETRIES, (self._model(model),))
@@ -223,6 +236,8 @@ _COUNTED: Final = (
     names.IN_FLIGHT,
     names.DECISIONS,
     names.REFUSED,
+    names.ADMISSIONS,
+    names.ADMISSION_WAITING,
     names.RETRIES,
     names.ATTEMPTS_JUDGED,
     names.LATENCY_TARGET_MISSES,

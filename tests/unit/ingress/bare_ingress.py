@@ -21,6 +21,7 @@ from deployments.channel.receiver import AttachedReplica, ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
 from deployments.engines.protocol import EngineReply, TokenUsage
+from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
@@ -178,6 +179,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
     gate = Gate(config, state_dir)
     gate.start()
     telemetry = setup_telemetry("ingress", config.telemetry, state_dir, environ={}, set_global=False)
+    metrics = IngressMetrics("ingress", config.models)
     services = Services(
         config=config,
         policy=Policy(config),
@@ -187,7 +189,8 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         intents=IntentReader(config, clients),
         recent=RecentAnswers(config.models),
         gate=gate,
-        metrics=IngressMetrics("ingress", config.models),
+        admission=AdmissionControl(config, channel, metrics),
+        metrics=metrics,
         telemetry=telemetry,
         trusted=not config.keys_required,
     )
