@@ -16,6 +16,7 @@ from cluster.config.cluster import ClusterConfig
 from deployments.head.applications import ingress_application, model_application, run_application
 from deployments.head.reasons import cause, short
 from deployments.names import INGRESS_APPLICATION, later_application_name, model_application_name
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,10 @@ class Changer:
             say("the ingress takes it on")
             self._tell_ingress(then)
         except BaseException:
-            self._tell_ingress(running)
+            try:
+                self._tell_ingress(running)
+            except ChangeError as error:
+                _log.error("the ingress does not go back to the config before: %s", Safe(str(error)))
             self._delete(fresh.values())
             raise
         for name in plan.models(Way.SCALE):
