@@ -131,10 +131,11 @@ def main(
     if as_json:
         write_json({name: asdict(half) for name, half in figures.items()})
         return
-    table = Table("by", "prompts", "right", "nothing told", *figures["words, held out"].by_intent)
-    for name, half in figures.items():
-        shares = (percent(share) for share in half.by_intent.values())
-        table.add_row(name, str(half.prompts), percent(half.right), percent(half.silent), *shares)
+    table = Table("intent", *figures, title="Share told right", title_justify="left")
+    table.add_row("all", *(f"{percent(half.right)} of {half.prompts}" for half in figures.values()))
+    for intent in figures["words, held out"].by_intent:
+        table.add_row(intent, *(percent(half.by_intent.get(intent)) for half in figures.values()))
+    table.add_row("nothing told", *(percent(half.silent) for half in figures.values()))
     console().print(table)
 
 
