@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 from typing import TYPE_CHECKING
 
 from cluster.config.base import AUTO, EMBEDDING_ROLE, KNOWN_ROLES
@@ -88,11 +89,15 @@ def _check_ingress(config: ClusterConfig) -> Iterator[Mistake]:
         )
 
 
+SETTINGS_OF_OWN_RAY: Final = ("num_cpus", "object_store_bytes")
+"""Of a Ray cluster that is started here."""
+
+
 def _check_ray(config: ClusterConfig) -> Iterator[Mistake]:
     ray = config.ray
     if ray.address is None:
         return
-    for field in ("num_cpus", "object_store_bytes"):
+    for field in SETTINGS_OF_OWN_RAY:
         if field in ray.model_fields_set and getattr(ray, field) is not None:
             yield Mistake(
                 f"ray.{field}", "this is for an own Ray cluster, but ray.address names another", "leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -94,6 +95,7 @@ def _bring_into_force(
     options: ApplyOptions, new: ClusterConfig, plan: ChangePlan, place: Place, state: ClusterState
 ) -> None:
     from cluster.config.changes import Way
+    from cluster.config.in_force import in_force
 
     try:
         lock = take_lock(place.state_dir / _LOCK_FILE, "pointsman config apply")
@@ -114,7 +116,7 @@ def _bring_into_force(
         )
         request = ChangeRequest(
             id=uuid.uuid4().hex,
-            config=new.model_dump_json(),
+            config=json.dumps(in_force(new)),
             config_path=str(options.file.absolute()),
             model_paths={name: str(folders[name]) if name in folders else None for name in loaded},
             timeout_s=timeout_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deployments.cli.errors import CliError, ExitCode
 from deployments.cli.place import Place
@@ -41,22 +41,6 @@ def load_config(path: Path) -> ClusterConfig:
     except ConfigError as error:
         remedy = "Every field is explained in docs/configuration.md; `pointsman config schema` prints them too."
         raise CliError(str(error), remedy, ExitCode.USAGE) from None
-
-
-def in_force(config: ClusterConfig) -> dict[str, Any]:
-    """The config with every default filled in, as JSON values that are a config again.
-
-    A config names environment variables, never keys, so all of it may be shown.
-    """
-    from cluster.config.check_models import SETTINGS_OF_ENGINE
-
-    document = config.model_dump(mode="json")
-    for name, model in config.models.items():
-        settings = SETTINGS_OF_ENGINE.get(model.engine.type)
-        if settings is not None:
-            engine = document["models"][name]["engine"]
-            document["models"][name]["engine"] = {key: engine[key] for key in engine if key in settings}
-    return document
 
 
 def config_in_force(config: Path | None, place: Place) -> Path:

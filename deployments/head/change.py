@@ -13,6 +13,7 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.config.changes import ChangePlan, Way, plan_changes
 from cluster.config.cluster import ClusterConfig
+from cluster.config.in_force import in_force
 from deployments.head.applications import ingress_application, model_application, run_application
 from deployments.head.reasons import cause, short
 from deployments.names import INGRESS_APPLICATION, later_application_name, model_application_name
@@ -126,7 +127,7 @@ class Changer:
             self._pause()
 
     def _tell_ingress(self, running: Running) -> None:
-        told = {"config": running.config.model_dump(mode="json"), "applications": dict(running.applications)}
+        told = {"config": in_force(running.config), "applications": dict(running.applications)}
         run_application(INGRESS_APPLICATION, ingress_application(self._started_with, self._state_dir, told))
         self._wait(INGRESS_APPLICATION, "the ingress", INGRESS_S)
 

@@ -158,9 +158,9 @@ class Head:
         try:
             new = ClusterConfig.model_validate_json(request.config)
             paths = {name: None if path is None else Path(path) for name, path in request.model_paths.items()}
-            self._model_paths |= paths
+            paths = self._model_paths | paths
             running = Running(self._config, self._applications)
-            then = self._changer.change(running, new, self._model_paths, request.timeout_s, say)
+            then = self._changer.change(running, new, paths, request.timeout_s, say)
         except ChangeError as error:
             say(str(error), ChangePhase.FAILED)
             return
@@ -168,7 +168,7 @@ class Head:
             _log.exception("a change of the config failed")
             say(f"{type(error).__name__}: see the head's log", ChangePhase.FAILED)
             return
-        self._config, self._applications = then.config, dict(then.applications)
+        self._config, self._applications, self._model_paths = then.config, dict(then.applications), paths
         self._config_path = Path(request.config_path)
         write_config_in_force(self._options.state_dir, self._config)
         # A model that was replaced stays ready all along; a new one is, or the change would have failed.

@@ -115,8 +115,10 @@ def write_state(directory: Path, state: ClusterState) -> None:
 
 def write_config_in_force(directory: Path, config: ClusterConfig) -> None:
     """Keep the config that is in force, with all defaults, for whoever wants to change it."""
+    from cluster.config.in_force import in_force
+
     temporary = directory / f".{_CONFIG_FILE}.{os.getpid()}"
-    temporary.write_text(config.model_dump_json(), encoding="utf-8")
+    temporary.write_bytes(msgspec.json.encode(in_force(config)))
     temporary.replace(directory / _CONFIG_FILE)
 
 

@@ -66,7 +66,8 @@ def schema() -> None:
 @app.command("show", cls=Command)
 def show(file: File, json: Json = False) -> None:
     """Print the config that is in force: the file, with every default filled in."""
-    from deployments.cli.config_files import in_force, load_config
+    from cluster.config.in_force import in_force
+    from deployments.cli.config_files import load_config
 
     config = in_force(load_config(file))
     if json:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from cluster.config.in_force import in_force
 from cluster.config.load import parse_config
 from deployments.cli.config_files import default_config
 from deployments.head import head as head_module
+from deployments.head.change import ChangeError, Running
 from deployments.head.head import Head, HeadOptions
-from deployments.head.state import Phase, make_state_directory, read_state
+from deployments.head.mailbox import ChangePhase, ChangeRequest, read_progress
+from deployments.head.state import Phase, make_state_directory, read_config_in_force, read_state
 
 
 class Step:
@@ -112,3 +117,45 @@ def test_every_step_of_the_way_down_is_taken_though_others_fail(head, tmp_path, 
     head._shut_down(parts, parts)
     assert (parts.stop.calls, parts.close.calls, sweep.calls, parts.remove_temporary.calls) == (1, 1, 1, 1)
     assert read_state(tmp_path) is None
+
+
+class ChangerThat:
+    """Changes to what it is asked for, or fails."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+
+    def change(self, running, new, model_paths, timeout_s, say):
+        say("dense: loading")
+        if self.failure is not None:
+            raise self.failure
+        return Running(new, {name: f"model-{name}~2" for name in new.models})
+
+
+def request_of(head, tmp_path):
+    new = head._config.model_copy(update={"routing": head._config.routing.model_copy(update={"switch_margin": 0.5})})
+    return ChangeRequest("one", json.dumps(in_force(new)), str(tmp_path / "next.yaml"), {"dense": "/other"}, 5.0)
+
+
+def test_a_change_is_in_force_once_it_is_done(head, tmp_path, monkeypatch):
+    monkeypatch.setattr(head, "_look", lambda: None)
+    head._changer = ChangerThat()
+    head._change(request_of(head, tmp_path))
+    assert head._config.routing.switch_margin == 0.5
+    assert head._applications["dense"] == "model-dense~2"
+    assert head._model_paths["dense"] == Path("/other")
+    assert read_config_in_force(tmp_path) == head._config
+    assert read_progress(tmp_path, "one").phase is ChangePhase.DONE
+
+
+@pytest.mark.parametrize("failure", [ChangeError("dense: no room"), RuntimeError("secret words")])
+def test_a_change_that_fails_leaves_everything_as_it_was(head, tmp_path, monkeypatch, failure):
+    monkeypatch.setattr(head, "_look", lambda: None)
+    before = head._config, dict(head._applications), dict(head._model_paths), head._config_path
+    head._changer = ChangerThat(failure)
+    head._change(request_of(head, tmp_path))
+    assert (head._config, dict(head._applications), dict(head._model_paths), head._config_path) == before
+    progress = read_progress(tmp_path, "one")
+    assert progress.phase is ChangePhase.FAILED
+    assert ("no room" in progress.message) is isinstance(failure, ChangeError)
+    assert "secret" not in progress.message
