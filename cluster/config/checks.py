@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cluster.config.base import AUTO, EMBEDDING_ROLE, KNOWN_ROLES
 from cluster.config.check_contracts import check_contracts
