@@ -11,20 +11,19 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 USER = "pointsman"
 DATABASE = "records"
 
 
 def binaries() -> Path:
-    """The folder of `initdb` and `postgres`; without them the test is skipped, which says what to install."""
+    """The folder of `initdb` and `postgres`. Raises `RuntimeError` that says what to install."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if found:
         return found[-1].parent
     on_path = shutil.which("initdb")
     if on_path is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql, as .ci/run does")
+        raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql, as .ci/run does")
     return Path(on_path).resolve().parent
 
 
@@ -52,7 +51,7 @@ class Postgres:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
-        self._psql(password, "postgres", f"CREATE DATABASE {DATABASE}")
+        self.sql(password, f"CREATE DATABASE {DATABASE}")
 
     @property
     def url(self) -> str:
@@ -92,7 +91,8 @@ class Postgres:
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stderr[-500:]}")
 
-    def _psql(self, password: str, database: str, statement: str) -> None:
+    def sql(self, password: str, statement: str, database: str = "postgres") -> None:
+        """Run a statement as the owner of the databases."""
         command = [str(self._bin / "psql"), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", database]
         env = {**os.environ, "PGPASSWORD": password}
         subprocess.run([*command, "-qc", statement], check=True, env=env, capture_output=True)

@@ -7,17 +7,23 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
 from cluster.config.records import RecordsConfig
-from deployments.records.batch import Batch
+from cluster.records.replica_time import ReplicaBucket, ReplicaSeconds
+from deployments.records.batch import Batch, DatabaseAwayError
 from deployments.records.check import check_database
 from deployments.records.reader import RecordsReader, Wanted
 from deployments.records.store import RecordStore
-from deployments.records.target import target_of
+from deployments.records.tables import METADATA
+from deployments.records.target import connect, target_of
 from deployments.records.writer import RecordWriter
 from tests.clusters import RunningCluster, simulated_config, start_cluster, stop_cluster
 from tests.faults.load import CHAT, chat
@@ -96,6 +102,72 @@ def test_nothing_is_lost_when_the_server_goes_and_comes_back(
     assert len(found) == len(noted)
 
 
+def test_what_the_queue_cannot_hold_is_counted_there_and_in_the_database(
+    config: RecordsConfig, postgres: Postgres, state_dir: Path
+) -> None:
+    target = target_of(config, state_dir)
+    writer = RecordWriter(lambda: RecordStore(target, "ingress-4"), 20)
+    writer.start()
+    writer.put(record(tenant="full"))
+    wait_for(lambda: writer.counts().written == 1, 10.0)
+    postgres.stop()
+    try:
+        kept = sum(writer.put(record(tenant="full")) for _ in range(500))
+    finally:
+        postgres.start()
+    dropped = 500 - kept
+    wait_for(lambda: RecordsReader(target).lost(None) == {"queue_full": dropped}, 30.0)
+    writer.close()
+    counts = writer.counts()
+    assert (counts.noted, counts.written, counts.dropped["queue_full"]) == (501, 1 + kept, dropped)
+    assert dropped > 0 and len(RecordsReader(target).decisions(Wanted(tenant="full"), 1000)) == 1 + kept
+
+
+def test_ingresses_that_start_together_make_the_tables_once(
+    config: RecordsConfig, postgres: Postgres, password: str, state_dir: Path
+) -> None:
+    postgres.sql(password, "CREATE DATABASE fresh")
+    fresh = config.model_copy(update={"url": postgres.url.replace("/records", "/fresh")})
+    target = target_of(fresh, state_dir)
+    bucket = ReplicaBucket(int(time.time() // 60), "dense", ReplicaSeconds(busy=1.0, idle=2.0))
+    stores = [RecordStore(target, f"ingress-{number}") for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda store: store.write(Batch((record(),), (bucket,))), stores))
+    for store in stores:
+        store.close()
+    reader = RecordsReader(target)
+    assert reader.replica_seconds(None) == {"dense": {"busy_s": 1.0, "idle_s": 2.0}}
+    # PostgreSQL adds up into decimals; what scripts read is JSON.
+    by_model = {row["model"]: row for row in json.loads(json.dumps(reader.costs("model", None)))}
+    assert (by_model["dense"]["requests"], by_model["dense"]["prompt_tokens"]) == (4, 40)
+    assert by_model["dense"]["engine_seconds"] == 8.0
+    with connect(target).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_a_newer_database_is_refused(config: RecordsConfig, postgres: Postgres, password: str, state_dir: Path) -> None:
+    postgres.sql(password, "CREATE DATABASE newer")
+    target = target_of(config.model_copy(update={"url": postgres.url.replace("/records", "/newer")}), state_dir)
+    store = RecordStore(target, "ingress-1")
+    store.write(Batch((record(),)))
+    store.close()
+    postgres.sql(password, "UPDATE alembic_version SET version_num = '9999'", "newer")
+    with pytest.raises(DatabaseAwayError, match="9999, which this release does not know") as error:
+        store.write(Batch((record(),)))
+    assert password not in str(error.value)
+
+
+def test_what_is_too_much_leaves(config: RecordsConfig, postgres: Postgres, password: str, state_dir: Path) -> None:
+    postgres.sql(password, "CREATE DATABASE small")
+    target = target_of(config.model_copy(update={"url": postgres.url.replace("/records", "/small")}), state_dir)
+    store = RecordStore(target, "ingress-1", max_records=100)
+    store.write(Batch(tuple(record(at=time.time() - number) for number in range(130))))
+    store.prune()
+    store.close()
+    assert len(RecordsReader(target).decisions(Wanted(), 1000)) == 100
+    assert RecordsReader(target).costs("model", None)[0]["requests"] == 100
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     started = start_cluster(simulated_config("alpha"), tmp_path_factory.mktemp("recorded") / "state", unused_port())
@@ -124,3 +196,40 @@ def test_every_request_of_a_cluster_is_in_the_database_however_it_ended(cluster:
     costs = json.loads(cluster.pointsman("cost", "--json").stdout)
     assert "alpha" in json.dumps(costs)
     assert cluster.pointsman("cost").returncode == 0
+
+
+def test_a_caller_who_left_is_written_down_with_what_the_engine_did_for_it(cluster: RunningCluster) -> None:
+    body = chat("alpha", 1500, stream=True)
+    with cluster.client() as client, client.stream("POST", CHAT, json=body, headers={"x-request-id": "left"}) as stream:
+        for number, _ in enumerate(stream.iter_lines()):
+            if number > 20:
+                break
+
+    def found() -> list[dict[str, Any]]:
+        shown = cluster.pointsman("records", "left", "--json")
+        rows: list[dict[str, Any]] = json.loads(shown.stdout) if shown.returncode == 0 else []
+        return rows
+
+    wait_for(found, 20.0, every_s=0.5)
+    (row,) = found()
+    assert (row["status"], row["error"], row["streamed"]) == (499, "client_gone", True)
+    (used,) = row["models"]
+    assert used["estimated"] and used["completion_tokens"] >= 5 and 0 < used["engine_seconds"] <= row["total_s"]
+
+
+def test_idle_replicas_cost_too(cluster: RunningCluster) -> None:
+    def seconds() -> dict[str, float]:
+        found: dict[str, dict[str, float]] = json.loads(cluster.pointsman("cost", "--json").stdout)["replicas"]
+        return found.get("alpha", {"busy_s": 0.0, "idle_s": 0.0})
+
+    before, began = seconds(), time.monotonic()
+    # The one replica has nothing to do, and what is seen of it is written every ten seconds.
+    wait_for(lambda: seconds()["idle_s"] > before["idle_s"], 30.0, every_s=0.5)
+    with cluster.client() as client:
+        text = client.get("/metrics").text
+    passed = time.monotonic() - began
+    after = seconds()
+    assert after["idle_s"] - before["idle_s"] <= passed + 10 + 1
+    assert 'pointsman_replica_seconds_total{model="alpha",state="idle"}' in text
+    assert 'pointsman_engine_seconds_total{model="alpha"}' in text
+    assert 'pointsman_records_dropped_total{process="ingress",reason="queue_full"} 0.0' in text

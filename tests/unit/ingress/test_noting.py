@@ -219,13 +219,3 @@ async def test_nothing_of_what_was_said_is_in_it(ingress: BareIngress, kept: Kep
     shown = json.dumps([told_trail(record.trail), told_signals(record.signals)])
     assert canary not in shown and canary.replace("-", "_") not in shown
     assert canary not in str(replace(record, trail=(), signals=None))
-
-
-def test_making_a_record_takes_no_time_to_speak_of(kept: Kept) -> None:
-    """Ten times what it took when this was written: it runs on the event loop, once a request."""
-    from tests.unit.records.made import record
-
-    began = time.perf_counter()
-    for _ in range(1000):
-        kept.note(record())
-    assert (time.perf_counter() - began) / 1000 < 0.001
