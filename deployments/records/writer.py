@@ -124,8 +124,9 @@ class RecordWriter:
 
     def counts(self) -> RecordCounts:
         """What became of the records; exact when nothing is under way."""
-        dropped = self._lost_here + self._lost_there
-        return RecordCounts(self._noted, self._written, len(self._queue) + len(self._batch), dict(dropped))
+        # With those that are 0: a series that is there from the start shows its first step.
+        dropped = {reason: self._lost_here[reason] + self._lost_there[reason] for reason in _NONE_LOST}
+        return RecordCounts(self._noted, self._written, len(self._queue) + len(self._batch), dropped)
 
     def close(self, timeout_s: float = CLOSE_S) -> RecordCounts:
         """Write what is left, for `timeout_s` seconds at most; what cannot be is counted. Blocks. Idempotent."""

@@ -141,8 +141,10 @@ def test_ingresses_that_start_together_make_the_tables_once(
     by_model = {row["model"]: row for row in json.loads(json.dumps(reader.costs("model", None)))}
     assert (by_model["dense"]["requests"], by_model["dense"]["prompt_tokens"]) == (4, 40)
     assert by_model["dense"]["engine_seconds"] == 8.0
-    with connect(target).begin() as connection:
+    engine = connect(target)
+    with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
 
 
 def test_a_newer_database_is_refused(config: RecordsConfig, postgres: Postgres, password: str, state_dir: Path) -> None:
