@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ SHARED_CLUSTERS = ("running_cluster", "simulated_cluster")
 """Tests of one of these follow one another, and it is stopped after the last: on two cores an idle one costs all others."""
 ENVIRONMENTS = pytest.StashKey[dict[str, dict[str, str]]]()
 """Of the shared clusters that run, by fixture."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart() -> None:
+    """Processes that tests start must hear Ctrl-C, even where a shell ran pytest in the background and so muted it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _folder_of(item: pytest.Item) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import statistics
 import subprocess
 import sys
 
@@ -51,15 +52,17 @@ def test_nothing_heavy_is_imported():
     assert done.stdout.strip() == "[]"
 
 
-def test_starting_takes_less_than_0_4_s_of_computing():
-    def seconds() -> float:
+def test_starting_computes_little_more_than_its_libraries_take_to_import():
+    def seconds(*arguments: str) -> float:
         before = os.times()
-        subprocess.run([sys.executable, "-m", "deployments.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    # Anything else on the same core adds to what is counted, never takes away: one undisturbed start is the proof.
-    assert any(seconds() < 0.4 for _ in range(20))
+    libraries = "import typer.rich_utils, rich.markdown, rich.traceback, rich.table"
+    # Against the machine as it is now, in turns: what disturbs one of them disturbs the other.
+    pairs = [(seconds("-m", "deployments.cli", "--help"), seconds("-c", libraries)) for _ in range(7)]
+    assert statistics.median(command / bare for command, bare in pairs) < 2.3, pairs
 
 
 def test_no_traceback_unless_asked_for(invoke, monkeypatch):

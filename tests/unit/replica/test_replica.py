@@ -133,7 +133,7 @@ async def test_a_call_is_served_over_the_channel(setting: Setting) -> None:
     await asyncio.gather(*setting.calls)
     assert stream.replica is not None
     assert stream.replica.hello.model == "dense"
-    assert setting.ingress.is_routable("r1")
+    assert setting.ingress.told("r1") is not None
 
 
 async def test_an_answer_that_is_too_large_is_refused_and_still_counted(setting: Setting) -> None:
@@ -202,7 +202,7 @@ async def test_draining_finishes_what_runs_and_takes_the_replica_out_of_routing(
     stream = setting.send("wait")
     assert await stream.next() == b"data: 1\n\n"
     drain = asyncio.create_task(setting.replica.drain())
-    await until(lambda: not setting.ingress.is_routable("r1"))
+    await until(lambda: setting.ingress.told("r1") is None)
     assert setting.ingress.is_attached("r1")
     await asyncio.sleep(0.1)
     assert not drain.done()
@@ -265,7 +265,7 @@ async def test_a_replica_that_gives_itself_up_is_out_of_routing_before_it_saves_
     assert (len(seen), ended) == (1, [EXIT_ENGINE_LOST])
     with pytest.raises(ReplicaLostError):
         await stream.next()
-    assert not setting.ingress.is_routable("r1")
+    assert setting.ingress.told("r1") is None
 
 
 async def test_a_replica_ends_whatever_fails_on_its_way_out(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
