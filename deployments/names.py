@@ -17,3 +17,10 @@ def model_application_name(model: str) -> str:
 def later_application_name(model: str, generation: int) -> str:
     """The same of a model whose replicas were replaced, 2 for the first time. No model's name holds a `~`."""
     return f"{model_application_name(model)}~{generation}"
+
+
+def model_of_application(application: str) -> str | None:
+    """The model that a Serve application serves, whichever of its generations; None for one that is no model's."""
+    if not application.startswith(_MODEL_PREFIX):
+        return None
+    return application.removeprefix(_MODEL_PREFIX).split("~", 1)[0]

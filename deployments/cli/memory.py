@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deployments.cli.members import members_of, title_of
 from deployments.cli.place import HEAD_MODULE
-from deployments.names import INGRESS_APPLICATION, model_application_name
+from deployments.names import INGRESS_APPLICATION, model_of_application
 from deployments.processes import parent_of, proportional_memory
 
 HEAD, RAY, INGRESS, REPLICAS, ENGINES = "head", "ray", "ingress", "replicas", "engines"
@@ -30,26 +29,25 @@ class ProcessGroup:
     """Proportional set size: what they share among each other counts once."""
 
 
-def measure(cluster_id: str, head: int, models: Iterable[str]) -> tuple[ProcessGroup, ...]:
+def measure(cluster_id: str, head: int) -> tuple[ProcessGroup, ...]:
     """The groups of a running cluster, in the order of `GROUPS`. Reads /proc; takes tens of milliseconds."""
-    applications = {model_application_name(model): model for model in models}
     pids = {head, *members_of(cluster_id, head)}
     titles = {pid: title_of(pid) for pid in pids}
     members: dict[tuple[str, str | None], list[int]] = {}
     for pid in sorted(pids):
-        members.setdefault(_group(pid, head, titles, applications), []).append(pid)
+        members.setdefault(_group(pid, head, titles), []).append(pid)
     groups = (
         ProcessGroup(name, model, tuple(found), proportional_memory(found)) for (name, model), found in members.items()
     )
     return tuple(sorted(groups, key=lambda group: (GROUPS.index(group.name), group.model or "")))
 
 
-def _group(pid: int, head: int, titles: dict[int, str], applications: dict[str, str]) -> tuple[str, str | None]:
+def _group(pid: int, head: int, titles: dict[int, str]) -> tuple[str, str | None]:
     if pid == head or HEAD_MODULE in titles[pid]:
         return HEAD, None
     own = _application(titles[pid])
     if own is not None:
-        return (INGRESS, None) if own == INGRESS_APPLICATION else (REPLICAS, applications.get(own, own))
+        return (INGRESS, None) if own == INGRESS_APPLICATION else (REPLICAS, model_of_application(own) or own)
     ancestor = parent_of(pid)
     for _ in range(_MAX_DEPTH):
         if ancestor is None or ancestor not in titles:
@@ -58,7 +56,7 @@ def _group(pid: int, head: int, titles: dict[int, str], applications: dict[str, 
         if application == INGRESS_APPLICATION:
             return INGRESS, None
         if application is not None:
-            return ENGINES, applications.get(application, application)
+            return ENGINES, model_of_application(application) or application
         ancestor = parent_of(ancestor)
     return RAY, None
 

@@ -121,7 +121,7 @@ def take_snapshot(state: ClusterState, state_dir: Path, key: str | None) -> Snap
         answering=answering,
         remarks=tuple(remarks),
         uptime_s=max(0.0, time.time() - state.started_at),
-        groups=measure(state.cluster_id, state.pid, state.models),
+        groups=measure(state.cluster_id, state.pid),
         trace_store_bytes=_store_bytes(traces_path(state_dir)),
     )
 

@@ -124,7 +124,7 @@ def test_processes_are_grouped_by_what_they_are_for(monkeypatch):
         5: "ray::ServeReplica:model-large:ModelReplica",
         6: "VLLM::EngineCore",
         7: "worker of the core",
-        8: "ray::ServeReplica:model-small:ModelReplica",
+        8: "ray::ServeReplica:model-small~2:ModelReplica",
         9: "resource tracker of the ingress",
     }
     parents = {1: 0, 10: 1, 2: 1, 3: 2, 4: 2, 5: 2, 6: 5, 7: 6, 8: 2, 9: 4}
@@ -132,7 +132,7 @@ def test_processes_are_grouped_by_what_they_are_for(monkeypatch):
     monkeypatch.setattr(memory, "title_of", titles.__getitem__)
     monkeypatch.setattr(memory, "parent_of", parents.get)
     monkeypatch.setattr(memory, "proportional_memory", lambda pids: 10 * len(list(pids)))
-    groups = memory.measure("c", 1, ["large", "small"])
+    groups = memory.measure("c", 1)
     assert [(group.name, group.model, group.pids, group.pss_bytes) for group in groups] == [
         ("head", None, (1, 10), 20),
         ("ray", None, (2, 3), 20),
