@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from cluster.admission import Asking, Held, Outcome, Room, Waiting, decide, fits, next_in_line
+from cluster.admission.asking import Asking, Waiting
+from cluster.admission.decision import Held, Outcome, Room, Terms, decide, fits, retry_after_s
+from cluster.admission.drain import Drain
+from cluster.admission.line import Line
 from cluster.api.errors import ApiError
 from cluster.config.cluster import ClusterConfig
 from deployments.channel.receiver import AttachedReplica, ChannelReceiver
 from deployments.telemetry.metrics import IngressMetrics
 
 LOOK_S: Final = 0.25
-"""Seconds between two looks of those that wait: replicas come and go without anybody's request ending."""
-
-DRAIN_WINDOW_S: Final = 30.0
-_DRAIN_ENDS: Final = 512
+"""Seconds between two looks at a line: replicas come and go without anybody's request ending."""
 
 
 @dataclass(slots=True)
-class _Line:
-    """One model's queue."""
+class _Model:
+    """What is known of one model's requests."""
 
     held: Held = field(default_factory=Held)
-    waiting: dict[int, Waiting] = field(default_factory=dict)
+    line: Line = field(default_factory=Line)
     calls: dict[int, asyncio.Future[None]] = field(default_factory=dict)
-    served: dict[str, float] = field(default_factory=dict)
-    """Tokens by tenant, since the queue was last empty."""
-    ends: deque[float] = field(default_factory=lambda: deque(maxlen=_DRAIN_ENDS))
-    """When requests ended, on the loop's clock."""
+    """By number: who waits is told here that it is let in, or why not."""
+    drain: Drain = field(default_factory=Drain)
+    look: asyncio.TimerHandle | None = None
+    """The next look at the line; None: nobody waits."""
 
-    def drain_per_s(self, now: float) -> float | None:
-        """Requests that ended a second of late; None: too few to say."""
-        while self.ends and now - self.ends[0] > DRAIN_WINDOW_S:
-            self.ends.popleft()
-        if len(self.ends) < 2:
-            return None
-        return len(self.ends) / max(now - self.ends[0], 0.001)
+    def take(self, asking: Asking) -> None:
+        self.held = Held(self.held.requests + 1, self.held.tokens + asking.tokens)
+
+    def give_back(self, asking: Asking) -> None:
+        self.held = Held(self.held.requests - 1, self.held.tokens - asking.tokens)
 
 
 class AdmissionControl:
@@ -50,88 +47,110 @@ class AdmissionControl:
         self._config = config
         self._channel = channel
         self._metrics = metrics
-        self._lines: dict[str, _Line] = {}
+        self._models: dict[str, _Model] = {}
         self._numbers = 0
 
     def follow(self, config: ClusterConfig) -> None:
         """The config changed; those that wait or are under way stay."""
         self._config = config
-        self._lines = {name: line for name, line in self._lines.items() if name in config.models or line.held.requests}
+        self._models = {
+            name: model
+            for name, model in self._models.items()
+            if name in config.models or model.held.requests or len(model.line)
+        }
+
+    def retry_after_s(self, model: str) -> int:
+        """Seconds after which the line in front of a model will have drained."""
+        known = self._models.get(model)
+        now = asyncio.get_running_loop().time()
+        return 1 if known is None else retry_after_s(len(known.line), known.drain.per_s(now))
 
     @asynccontextmanager
-    async def enter(self, model: str, asking: Asking) -> AsyncIterator[None]:
-        """Hold a place at the model. Waits for it, and raises `ApiError` 429 or 503 with Retry-After if it is of no use to wait."""
-        line = self._lines.setdefault(model, _Line())
-        loop = asyncio.get_running_loop()
-        room = self._room(model)
-        waiting = list(line.waiting.values())
-        share = self._config.admission.tenant_share
-        decision = decide(asking, room, line.held, waiting, line.drain_per_s(loop.time()), share)
-        self._metrics.admission(model, decision.outcome.value, decision.code)
+    async def enter(self, name: str, asking: Asking) -> AsyncIterator[None]:
+        """Hold a place at a model. Waits for it, and raises `ApiError` 429 or 503 with Retry-After if it is of no use to wait."""
+        model = self._models.setdefault(name, _Model())
+        now = asyncio.get_running_loop().time()
+        decision = decide(asking, self._room(name), model.held, model.line, self._terms(model, now))
+        self._metrics.admission(name, decision.outcome.value, decision.code)
         if decision.outcome is Outcome.REJECTED:
-            headers = {"retry-after": str(decision.retry_after_s)}
-            kind = "rate_limit_error" if decision.status == 429 else "server_error"
-            message = f"The model {model} is saturated: {decision.reason}. Try again in {decision.retry_after_s} s."
-            raise ApiError(decision.status, decision.code, message, type=kind, headers=headers)
+            raise _refusal(name, decision.status, decision.code, decision.reason, decision.retry_after_s)
+        if decision.displaces is not None:
+            self._displace(name, model, decision.displaces, decision.retry_after_s)
         if decision.outcome is Outcome.QUEUED:
-            with self._metrics.waiting(model):
-                await self._wait(model, line, asking)
+            with self._metrics.waiting(name):
+                await self._wait(name, model, asking)
         else:
-            self._take(line, asking)
+            model.take(asking)
         try:
             yield
         finally:
-            line.held = Held(line.held.requests - 1, line.held.tokens - asking.tokens)
-            line.ends.append(loop.time())
-            self._call(model, line)
+            model.give_back(asking)
+            model.drain.ended(asyncio.get_running_loop().time())
+            self._let_in(name, model)
 
-    async def _wait(self, model: str, line: _Line, asking: Asking) -> None:
+    async def _wait(self, name: str, model: _Model, asking: Asking) -> None:
         loop = asyncio.get_running_loop()
         self._numbers += 1
-        number, called = self._numbers, loop.create_future()
-        line.waiting[number] = Waiting(asking, loop.time(), number)
-        line.calls[number] = called
+        waiting, called = Waiting(asking, loop.time(), self._numbers), loop.create_future()
+        model.line.join(waiting)
+        model.calls[waiting.number] = called
+        if model.look is None:
+            model.drain.wait(True, loop.time())
+            model.look = loop.call_later(LOOK_S, self._look, name, model)
         try:
-            while not called.done():
-                await asyncio.wait({called}, timeout=LOOK_S)
-                self._call(model, line)
+            await called
         except BaseException:
-            if called.done():
+            if called.done() and not called.cancelled() and called.exception() is None:
                 # Called in the very moment in which the caller left: the place goes to the next one.
-                line.held = Held(line.held.requests - 1, line.held.tokens - asking.tokens)
+                model.give_back(asking)
             raise
         finally:
-            line.waiting.pop(number, None)
-            line.calls.pop(number, None)
-            if not line.waiting:
-                line.served.clear()
-            self._call(model, line)
+            model.calls.pop(waiting.number, None)
+            model.line.leave(waiting)
+            self._let_in(name, model)
 
-    def _call(self, model: str, line: _Line) -> None:
+    def _look(self, name: str, model: _Model) -> None:
+        """Look at the line of a model now and then, as long as somebody waits."""
+        model.look = asyncio.get_running_loop().call_later(LOOK_S, self._look, name, model)
+        self._let_in(name, model)
+
+    def _let_in(self, name: str, model: _Model) -> None:
         """Let in whoever is next, as long as there is room."""
-        if not line.waiting:
-            return
-        room, now = self._room(model), asyncio.get_running_loop().time()
-        while line.waiting:
-            following = next_in_line(list(line.waiting.values()), line.served, now, self._config.admission.aging_s)
-            if following is None or (room.places and not fits(following.asking, room, line.held)):
+        now, aging_s = asyncio.get_running_loop().time(), self._config.admission.aging_s
+        room = self._room(name) if len(model.line) else None
+        while room is not None and (following := model.line.next(now, aging_s)) is not None:
+            called = model.calls[following.number]
+            if called.done():
+                # It left, and was not yet told.
+                model.line.leave(following)
+                continue
+            if room.places and not fits(following.asking, room, model.held):
                 return
-            del line.waiting[following.number]
-            self._take(line, following.asking)
-            line.calls[following.number].set_result(None)
+            model.line.serve(following)
+            model.take(following.asking)
+            called.set_result(None)
+        if model.look is not None:
+            model.look.cancel()
+            model.look = None
+            model.drain.wait(False, now)
 
-    def _take(self, line: _Line, asking: Asking) -> None:
-        line.held = Held(line.held.requests + 1, line.held.tokens + asking.tokens)
-        if line.waiting:
-            # Tenants that come new begin where the least served is, not with all the time that they were away.
-            least = min(line.served.values(), default=0.0)
-            line.served[asking.tenant] = line.served.get(asking.tenant, least) + asking.tokens
+    def _displace(self, name: str, model: _Model, one: Waiting, retry_s: int) -> None:
+        """Refuse one that waits: a more urgent one takes its place."""
+        model.line.leave(one)
+        called = model.calls[one.number]
+        if not called.done():
+            self._metrics.admission(name, Outcome.DISPLACED.value, "saturated")
+            called.set_exception(_refusal(name, 503, "saturated", "a more urgent request took its place", retry_s))
 
-    def _room(self, model: str) -> Room:
-        config = self._config.models.get(model)
+    def _terms(self, model: _Model, now: float) -> Terms:
+        admission = self._config.admission
+        return Terms(now, admission.aging_s, admission.tenant_share, model.drain.per_s(now))
+
+    def _room(self, name: str) -> Room:
+        config = self._config.models.get(name)
         if config is None:
             return Room(0, None, 0)
-        replicas = self._channel.replicas(model)
+        replicas = self._channel.replicas(name)
         # Each ingress takes its part; at least one place, or nothing would ever go.
         part = self._config.ingress.replicas
         places = len(replicas) * config.replicas.max_ongoing_requests
@@ -141,6 +160,16 @@ class AdmissionControl:
             kv_tokens=int(kv_tokens * self._config.admission.kv_overcommit / part) if kv_tokens else None,
             queue=config.replicas.max_queued_requests,
         )
+
+
+def _refusal(model: str, status: int, code: str, reason: str, retry_s: int) -> ApiError:
+    return ApiError(
+        status,
+        code,
+        f"The model {model} is saturated: {reason}. Try again in {retry_s} s.",
+        type="rate_limit_error" if status == 429 else "server_error",
+        headers={"retry-after": str(retry_s)},
+    )
 
 
 def _kv_tokens(replicas: Iterable[AttachedReplica]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 
-from cluster.admission import Asking
+from cluster.admission.asking import Asking
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
 from cluster.api.embedding import EmbeddingRequest, parse_embedding

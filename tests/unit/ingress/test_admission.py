@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.admission import Asking
+from cluster.admission.asking import Asking
+from cluster.admission.decision import Held
 from cluster.api.errors import ApiError
 from cluster.config.cluster import ClusterConfig
 from cluster.routing.latency_class import LatencyClass
@@ -94,7 +95,7 @@ async def test_a_place_that_is_left_goes_to_the_most_urgent_and_past_the_queue_a
     batch = Guest(admission, asking(urgency=LatencyClass.BATCH), lambda: order.append("batch"))
     person = Guest(admission, asking(urgency=LatencyClass.INTERACTIVE), lambda: order.append("person"))
     await asyncio.sleep(0.01)
-    error = await refusal(admission, asking())
+    error = await refusal(admission, asking(urgency=LatencyClass.BATCH))
     assert (error.status, error.code) == (503, "saturated")
     assert int(error.headers["retry-after"]) >= 1
     for guest in (first, person, batch):
@@ -169,3 +170,48 @@ async def test_the_limits_follow_the_config() -> None:
     await asyncio.wait_for(second.inside.wait(), 1.0)
     for guest in (first, second):
         await guest.go()
+
+
+async def test_a_more_urgent_one_takes_the_place_of_who_waits_last() -> None:
+    admission = control(FixedChannel(1))
+    first = Guest(admission, asking())
+    await first.inside.wait()
+    batch = [Guest(admission, asking(urgency=LatencyClass.BATCH)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    person = Guest(admission, asking(urgency=LatencyClass.INTERACTIVE))
+    with pytest.raises(ApiError) as caught:
+        await asyncio.wait_for(batch[1].task, REJECT_S)
+    assert (caught.value.status, caught.value.code) == (503, "saturated")
+    assert int(caught.value.headers["retry-after"]) >= 1
+    assert "more urgent" in caught.value.message
+    for guest in (first, person, batch[0]):
+        await guest.go()
+    assert admission._models["alpha"].held == Held()
+
+
+async def test_retry_after_says_what_the_line_took() -> None:
+    admission = control(FixedChannel(1), queue=4)
+    first = Guest(admission, asking())
+    await first.inside.wait()
+    assert admission.retry_after_s("alpha") == 1
+    waiting = [Guest(admission, asking()) for _ in range(4)]
+    await asyncio.sleep(1.3)
+    # Nothing ended in 1.3 s, so five take 6.5 s at best.
+    assert 5 <= admission.retry_after_s("alpha") <= 10
+    assert int((await refusal(admission, asking())).headers["retry-after"]) >= 5
+    for guest in (first, *waiting):
+        await guest.go()
+
+
+async def test_a_long_line_costs_the_event_loop_little() -> None:
+    admission = control(FixedChannel(1), queue=2000)
+    guests = [Guest(admission, asking(f"tenant-{at % 50}")) for at in range(2000)]
+    await asyncio.sleep(0.05)
+    started = time.process_time()
+    await asyncio.sleep(4 * LOOK_S)
+    assert time.process_time() - started < 0.1
+    for guest in guests[1:]:
+        guest.task.cancel()
+    await asyncio.gather(*(guest.task for guest in guests[1:]), return_exceptions=True)
+    await guests[0].go()
+    assert admission._models["alpha"].look is None
