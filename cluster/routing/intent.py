@@ -1,13 +1,13 @@
-"""What a request is for, told by plain signs of its words: needs no model, and takes microseconds."""
+"""What a request is for, told by plain signs of its words: needs no model, and takes tens of microseconds."""
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Final
 
 from cluster.routing.code_like import THRESHOLD, code_score
 from cluster.routing.reading import Reading
+from cluster.routing.signs import Signs
 
 
 class Intent(StrEnum):
@@ -27,12 +27,12 @@ _LOOKED_AT: Final = 1000
 """Characters looked at, at the start and at the end each, so that the cost does not grow with the prompt."""
 
 
-def _words(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
+def _words(pattern: str) -> str:
+    return rf"(?i)\b(?:{pattern})\b"
 
 
 # What is asked for (summarize, rewrite) says more than what it is about, so verbs weigh more than nouns.
-_SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
+_SIGNS: Final[tuple[tuple[Intent, int, str], ...]] = (
     (
         Intent.CODE,
         3,
@@ -131,7 +131,7 @@ _SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
             r"outliers?|duplicates?|entries|records|group by|group these|pivot|timestamps?|frequency|time series|fields?|iso codes?"
         ),
     ),
-    (Intent.DATA, 2, re.compile(r"\w[;,]\w{1,20}[;,]\w|\w;\d|\{\s{0,4}\"\w")),
+    (Intent.DATA, 2, r"\w[;,]\w{1,20}[;,]\w|\w;\d|\{\s{0,4}\"\w"),
     (
         Intent.DATA,
         2,
@@ -149,9 +149,7 @@ _SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
     (
         Intent.MATH,
         4,
-        re.compile(
-            r"\d\s{0,3}[-+*/^=\u00d7\u00f7]\s{0,3}\d|\d\s{1,3}(?:times|plus|minus|divided by|percent)\b|\b[a-z]\s?\^\s?\d"
-        ),
+        r"\d\s{0,3}[-+*/^=\x{d7}\x{f7}]\s{0,3}\d|\d\s{1,3}(?:times|plus|minus|divided by|percent)\b|\b[a-z]\s?\^\s?\d",
     ),
     (
         Intent.MATH,
@@ -167,7 +165,7 @@ _SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
             r"slope|hypotenuse|triangle|hexagon|simplify|prove|round|add up|percent(?:age)?|matrix|logarithm|log base|limit of|expected value"
         ),
     ),
-    (Intent.MATH, 1, re.compile(r"\d.{1,60}\d")),
+    (Intent.MATH, 1, r"\d.{1,60}\d"),
     (
         Intent.IDEATION,
         4,
@@ -212,10 +210,7 @@ _SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
     (
         Intent.SMALLTALK,
         4,
-        re.compile(
-            r"^\s*(?:hi|hello|hey|good (?:morning|evening|afternoon|night)|thanks?|thank you|bye|goodbye|cheers|happy)\b",
-            re.IGNORECASE,
-        ),
+        r"(?i)^\s*(?:hi|hello|hey|good (?:morning|evening|afternoon|night)|thanks?|thank you|bye|goodbye|cheers|happy)\b",
     ),
     (
         Intent.SMALLTALK,
@@ -238,6 +233,8 @@ _SIGNS: Final[tuple[tuple[Intent, int, re.Pattern[str]], ...]] = (
     ),
 )
 
+_FINDER: Final = Signs([sign for _, _, sign in _SIGNS])
+
 
 def lexical_intent(text: str) -> Reading[str]:
     """The intent of a text; a missing one if no sign is found. Time is linear in a bounded part of the text."""
@@ -245,9 +242,9 @@ def lexical_intent(text: str) -> Reading[str]:
     if code_score(seen) >= THRESHOLD:
         return Reading(Intent.CODE.value, "lexical")
     weights: dict[Intent, int] = {}
-    for intent, weight, sign in _SIGNS:
-        if sign.search(seen):
-            weights[intent] = weights.get(intent, 0) + weight
+    for at in _FINDER.found(seen):
+        intent, weight, _ = _SIGNS[at]
+        weights[intent] = weights.get(intent, 0) + weight
     if weights.get(Intent.CODE, 0) < THRESHOLD:
         # A single everyday word such as `class` or `function` says nothing.
         weights.pop(Intent.CODE, None)

@@ -1,0 +1,35 @@
+"""Finds which of many patterns occur in a text, in time linear in the text and, for most, in a single pass (RE2).
+
+Python's `re` tries every alternative at every word: milliseconds for a page, on the event loop, where this takes microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import re2
+
+_OPTIONS: Final = re2.Options()
+_OPTIONS.log_errors = False
+
+
+class Signs:
+    """Patterns in RE2's syntax, whose character classes hold ASCII alone. Raises `re2.error` for what it cannot compile."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._all_at_once = re2.Set.SearchSet(_OPTIONS)
+        # Counted repetitions make a joint automaton large, and a set that grows too large finds nothing: these go alone.
+        self._alone = [(at, re2.compile(pattern, _OPTIONS)) for at, pattern in enumerate(patterns) if "{" in pattern]
+        self._together = [at for at, pattern in enumerate(patterns) if "{" not in pattern]
+        for at in self._together:
+            self._all_at_once.Add(patterns[at])
+        self._all_at_once.Compile()
+
+    def found(self, text: str) -> list[int]:
+        """Which patterns occur in `text`, by their place in the list, in that order."""
+        # What is no Unicode text (half a pair of surrogates) cannot be looked at, and is no sign of anything.
+        clean = text.encode(errors="replace").decode()
+        found = [self._together[at] for at in self._all_at_once.Match(clean) or ()]
+        found += [at for at, pattern in self._alone if pattern.search(clean) is not None]
+        return sorted(found)
