@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -37,7 +36,7 @@ _SCALED: Final = (
     "max_queued_requests",
     "drain_timeout_s",
 )
-_LIVE: Final = ("contracts", "routing", "admission", "ingress.limits")
+_LIVE: Final = (("contracts",), ("routing",), ("admission",), ("ingress", "limits"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +73,16 @@ def plan_changes(old: ClusterConfig, new: ClusterConfig) -> ChangePlan:
 
 
 def _step(change: Change, old: ClusterConfig, new: ClusterConfig) -> Step:
-    model = next((name for name in {**old.models, **new.models} if _below(change.path, f"models.{name}")), None)
-    if model is None:
-        live = any(_below(change.path, section) for section in _LIVE)
+    section, *below = change.keys
+    if section != "models" or not below:
+        live = any(change.keys[: len(one)] == one for one in _LIVE)
         return Step(change, Way.LIVE if live else Way.RESTART)
+    model, *field = below
     if model not in old.models:
         return Step(change, Way.ADD, model)
     if model not in new.models:
         return Step(change, Way.REMOVE, model)
-    field = change.path.removeprefix(f"models.{model}.")
-    return Step(change, way_of_model_field(field), model)
+    return Step(change, way_of_model_field(".".join(field)), model)
 
 
 def way_of_model_field(field: str) -> Way:
@@ -91,8 +90,3 @@ def way_of_model_field(field: str) -> Way:
     if field.split(".", maxsplit=1)[0] in _LIVE_OF_MODELS:
         return Way.LIVE
     return Way.SCALE if field in {f"replicas.{name}" for name in _SCALED} else Way.REPLACE
-
-
-def _below(path: str, section: str) -> bool:
-    """Whether a path is a section or lies in it. Names hold dots at times, so no path is taken apart."""
-    return re.match(rf"{re.escape(section)}(?:$|[.\[])", path) is not None

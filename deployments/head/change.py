@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ray import serve
@@ -63,30 +64,41 @@ class Changer:
             names = ", ".join(step.change.path for step in plan.refused)
             raise ChangeError(f"{names}: only `pointsman down` and `pointsman up` bring this into force")
         fresh = self._start(plan, new, model_paths, timeout_s, say)
-        applications = {name: fresh.get(name) or running.applications[name] for name in new.models}
-        then = Running(new, applications)
+        scaled: list[str] = []
         try:
+            then = Running(new, {name: fresh.get(name) or running.applications[name] for name in new.models})
             say("the ingress takes it on")
             self._tell_ingress(then)
+            for name in plan.models(Way.SCALE):
+                say(f"{name}: scaling")
+                scaled.append(name)
+                self._run_model(name, then, model_paths)
         except BaseException:
-            try:
-                self._tell_ingress(running)
-            except ChangeError as error:
-                _log.error("the ingress does not go back to the config before: %s", Safe(str(error)))
+            self._go_back(running, scaled, model_paths)
             self._delete(fresh.values())
             raise
-        for name in plan.models(Way.SCALE):
-            say(f"{name}: scaling")
-            # Its path is known to the replicas alone; those that start later read it from the application, too.
-            run_application(
-                applications[name],
-                model_application(name, new, model_paths.get(name), self._state_dir, applications[name]),
-            )
-        gone = [name for model, name in running.applications.items() if applications.get(model) != name]
+        gone = [name for model, name in running.applications.items() if then.applications.get(model) != name]
         if gone:
             say("what was replaced finishes its requests")
             self._delete(gone)
         return then
+
+    def _go_back(self, running: Running, scaled: Iterable[str], model_paths: Mapping[str, Path | None]) -> None:
+        """Bring the config before into force again, as far as that can be done."""
+        steps: list[tuple[str, Callable[[], None]]] = [("the ingress", lambda: self._tell_ingress(running))]
+        steps += [(name, partial(self._run_model, name, running, model_paths)) for name in scaled]
+        for what, step in steps:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - each of them is worth trying
+                _log.error("%s does not go back to the config before: %s", Safe(what), Safe(str(error)))
+
+    def _run_model(self, name: str, running: Running, model_paths: Mapping[str, Path | None]) -> None:
+        """Hand a model's application to Serve as it is in `running`."""
+        # Its path is known to the replicas alone; those that start later read it from the application, too.
+        application = running.applications[name]
+        path = model_paths.get(name)
+        run_application(application, model_application(name, running.config, path, self._state_dir, application))
 
     def _start(
         self,

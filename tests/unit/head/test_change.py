@@ -31,10 +31,15 @@ class FakeServe:
     def __init__(self) -> None:
         self.applications: dict[str, Any] = {"model-a": None, "ingress": None}
         self.failing: set[str] = set()
+        self.refused: set[str] = set()
+        """Applications that Serve does not take once."""
         self.log: list[str] = []
 
     def run(self, name: str, application: Any) -> None:
         self.log.append(f"run {name}")
+        if name in self.refused:
+            self.refused.remove(name)
+            raise RuntimeError("Serve's controller is away")
         self.applications[name] = application
 
     def status(self) -> SimpleNamespace:
@@ -109,6 +114,14 @@ def test_an_ingress_that_does_not_follow_is_told_the_old_config_again(serve: Fak
     assert serve.log[:2] == ["run model-b", "run ingress"]
     assert serve.log[2] == "run ingress"
     assert "delete model-b" in serve.log
+    assert ClusterConfig.model_validate(serve.applications["ingress"]["config"]) == OLD
+
+
+def test_what_cannot_be_scaled_brings_all_back(serve: FakeServe, tmp_path: Path) -> None:
+    serve.refused = {"model-a"}
+    with pytest.raises(RuntimeError, match="controller is away"):
+        changed(config({"a": MODEL | {"replicas": {"min": 2, "max": 2}}, "b": OTHER}), tmp_path)
+    assert serve.log == ["run model-b", "run ingress", "run model-a", "run ingress", "run model-a", "delete model-b"]
     assert ClusterConfig.model_validate(serve.applications["ingress"]["config"]) == OLD
 
 

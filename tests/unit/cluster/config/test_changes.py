@@ -47,6 +47,18 @@ def test_a_model_that_goes_and_the_same_config() -> None:
     assert plan_changes(both, both).steps == ()
 
 
+@pytest.mark.parametrize("other", ["a", "a.b.replicas", "a.b.c"])
+def test_names_that_begin_like_others_are_told_apart(other: str) -> None:
+    both = config(models={"a.b": MODEL, other: OTHER})
+    changed = config(models={"a.b": MODEL, other: OTHER | {"replicas": {"max": 2, "nice": 3}}})
+    assert plan_changes(both, changed).models(Way.REPLACE) == (other,)
+    changed = config(models={"a.b": MODEL | {"replicas": {"max": 2}}, other: OTHER})
+    plan = plan_changes(both, changed)
+    assert [(step.model, step.way) for step in plan.steps] == [("a.b", Way.SCALE)]
+    assert plan_changes(OLD, both).models(Way.ADD) == (other,)
+    assert plan_changes(both, OLD).models(Way.REMOVE) == (other,)
+
+
 def test_a_model_that_is_replaced_is_not_scaled_beside_it() -> None:
     new = config(models={"a.b": MODEL | {"replicas": {"max": 2, "nice": 3}}})
     plan = plan_changes(OLD, new)

@@ -44,8 +44,8 @@ def test_a_diff_names_each_changed_field() -> None:
     new = parse_config(changed, "new")
     assert config_diff(old, old) == ()
     assert config_diff(old, new) == (
-        Change("models.mini.roles", ["fast"], ["fast", "verifier"]),
-        Change("ingress.port", 8000, 8001),
+        Change("models.mini.roles", ["fast"], ["fast", "verifier"], ("models", "mini", "roles")),
+        Change("ingress.port", 8000, 8001, ("ingress", "port")),
     )
 
 
