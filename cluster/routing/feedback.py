@@ -28,12 +28,14 @@ class Attempt:
     verdict: Verdict | None = None
     """What the checks said; None: nothing was checked."""
     tokens: int = 0
-    """Prompt and completion tokens that it took."""
+    """Prompt and completion tokens that it took so far."""
     seconds: float = 0.0
     failed: str | None = None
     """Why there is no answer, a code; None: there is one."""
     kept: bool = True
     """Whether its answer can still be sent."""
+    tokens_at_most: int = 0
+    """Tokens that it takes to its end, where it has none yet: a stream whose beginning was judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Bounds:
     """Confidence from which an answer is accepted."""
     max_attempts: int
     max_tokens: int
-    """Tokens that all attempts may take together."""
+    """Tokens that all attempts and checks may take together."""
     deadline_s: float
     """When the request's time is over, on the caller's clock, seconds."""
     requery_temperature: float
@@ -98,13 +100,18 @@ class Template:
 Step: TypeAlias = "Accept | Requery | Escalate | Template"
 
 
-def next_step(attempts: Sequence[Attempt], bounds: Bounds, ready: Collection[str], now_s: float) -> Step:
-    """The step after `attempts`, of which there is one at least. `ready` are the models that can answer now."""
+def next_step(
+    attempts: Sequence[Attempt], bounds: Bounds, ready: Collection[str], now_s: float, check_tokens: int = 0
+) -> Step:
+    """The step after `attempts`, of which there is one at least. `ready` are the models that can answer now.
+
+    `check_tokens` is what asking a verifier about them took.
+    """
     last = attempts[-1]
     wrong = _shortcoming(last, bounds)
     if wrong is None:
         return Accept(len(attempts) - 1, True, _praise(last, bounds))
-    spent = _spent(attempts, bounds, now_s)
+    spent = _spent(attempts, bounds, now_s, check_tokens)
     if spent is not None:
         return _end(attempts, bounds, f"{wrong}; {spent}")
     asked_before = any(attempt.model == last.model for attempt in attempts[:-1])
@@ -187,14 +194,14 @@ def _praise(attempt: Attempt, bounds: Bounds) -> str:
     return f"confidence {attempt.confidence:.2f} of {attempt.model} is at least {threshold:g}{checked}"
 
 
-def _spent(attempts: Sequence[Attempt], bounds: Bounds, now_s: float) -> str | None:
+def _spent(attempts: Sequence[Attempt], bounds: Bounds, now_s: float, check_tokens: int) -> str | None:
     """Which bound leaves no room for one more attempt, which is taken to be as costly as the costliest; None: none does."""
     if len(attempts) >= bounds.max_attempts:
         return f"{bounds.max_attempts} attempts are made"
     if now_s + max(attempt.seconds for attempt in attempts) >= bounds.deadline_s:
         return "no time is left for another attempt"
-    tokens = sum(attempt.tokens for attempt in attempts)
-    if tokens + max(attempt.tokens for attempt in attempts) > bounds.max_tokens:
+    tokens = check_tokens + sum(attempt.tokens for attempt in attempts)
+    if tokens + max(max(attempt.tokens, attempt.tokens_at_most) for attempt in attempts) > bounds.max_tokens:
         return f"another attempt would pass {bounds.max_tokens} tokens"
     return None
 

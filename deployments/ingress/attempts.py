@@ -10,6 +10,7 @@ from cluster.routing.feedback import Accept, Attempt, Bounds, Escalate, Requery,
 from deployments.channel.stream import SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress.answers import streamed_texts, texts_of
+from deployments.ingress.choosing import tokens_at_most
 from deployments.ingress.course import Course, dispatch, engine_request
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.provenance import Judgement, score_of, shown
@@ -77,8 +78,13 @@ class Run:
         return self.said[0]
 
     def prune(self) -> None:
-        """Let go of answers that will not be sent: all but the best, and that too if the passages come last anyway."""
-        best = None if self.gate is not None or self.bounds.template else best_of([one.attempt for one in self.made])
+        """Let go of answers that will not be sent: all but the best, and that too if the passages come last anyway.
+
+        The best may be a stream that still runs. It runs on: what follows it may fail.
+        """
+        best = None if self.bounds.template else best_of([one.attempt for one in self.made])
+        if best == len(self.made) - 1 and self.made[best].reply is None:
+            self.course.park()
         for at, one in enumerate(self.made):
             if at != best:
                 one.drop()
@@ -89,7 +95,10 @@ class Run:
         if chosen is not self.made[-1]:
             # It was charged when it was left.
             self.course.take_back(chosen.usage)
+            if chosen.answer is self.course.parked:
+                self.course.resume()
             self.judgement.trail[step.attempt]["outcome"] = "best"
+        self.course.drop_parked()
         self.chosen = chosen
         self.course.sent = chosen.decision
         self.judgement.confidence, self.judgement.verdict = chosen.attempt.confidence, chosen.attempt.verdict
@@ -137,6 +146,7 @@ class Attempts:
             temperature=temperature_of(course),
             confidence=score_of(known),
             tokens=usage.prompt_tokens + usage.completion_tokens,
+            tokens_at_most=0 if reply is not None else tokens_at_most(course.request),
             seconds=loop.time() - began,
         )
         if reply is not None and reply.status == 200 and checks.any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from cluster.api.embedding import EmbeddingRequest
 from cluster.api.errors import ApiError
@@ -16,6 +18,9 @@ from deployments.ingress.account import Account, Call
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.provenance import Judgement
 from deployments.ingress.services import Services
+
+MARGIN: Final = 0.05
+"""Share of the request's time that is kept for sending what there is when attempts take too long."""
 
 Bind = Callable[[ApiRequest, RouteDecision], tuple[RouteDecision, Contract, ApiRequest]]
 """Holds a request to the contract that a decision means. Raises `ApiError` 400 if it cannot be kept."""
@@ -32,6 +37,8 @@ class Course:
     """What was asked for, within the contract."""
     account: Account = field(kw_only=True)
     """What it takes of engines."""
+    deadline_s: float = math.inf
+    """When the request's time is over, in a queue or at work, on the loop's clock, seconds."""
     tenant: str = ""
     intent: str | None = None
     """What it is for; None: not known."""
@@ -42,6 +49,8 @@ class Course:
     """Times that engines were asked for the answer."""
     checked: int = 0
     """Times that a verifier was asked about it."""
+    check_tokens: int = 0
+    """Tokens that these took."""
     lost: bool = False
     """Whether a model was lost before it answered, and another one took over."""
     spent: TokenUsage = field(default_factory=TokenUsage)
@@ -52,6 +61,8 @@ class Course:
     """Whose answer is sent, where that is not the model at work any more."""
     extra: list[Answer] = field(default_factory=list)
     """Calls beside the answer that are under way: those of a verifier."""
+    parked: Answer | None = None
+    """A stream whose beginning was not good enough, kept in case that nothing better comes."""
 
     @property
     def knobs(self) -> Knobs:
@@ -68,6 +79,11 @@ class Course:
         """Attempts in all, on replicas."""
         return self.earlier + (0 if self.answer is None else self.answer.attempts)
 
+    @property
+    def settle_by_s(self) -> float:
+        """Until when attempts may take, on the loop's clock: the rest of the time is for sending what there is."""
+        return self.deadline_s - self.contract.timeout_s * MARGIN
+
     def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
         """Leave what was tried for another attempt."""
         self.leave()
@@ -75,8 +91,22 @@ class Course:
 
     def leave(self) -> None:
         """Free what the model at work holds; its replicas count as attempts."""
-        self.close()
+        self.stop()
         self.earlier, self.answer = self.attempts, None
+
+    def park(self) -> None:
+        """Leave the model at work, but keep its stream, instead of what was kept before."""
+        if self.parked is not None:
+            self.parked.close()
+        self.parked = self.answer
+        self.earlier, self.answer = self.attempts, None
+
+    def resume(self) -> None:
+        """Go back to the stream that was kept."""
+        self.leave()
+        if self.parked is not None:
+            self.earlier -= self.parked.attempts
+        self.answer, self.parked = self.parked, None
 
     def spend(self, usage: TokenUsage) -> None:
         """Add what an attempt or a check used that is not the answer."""
@@ -102,12 +132,23 @@ class Course:
         self.account.calls.append(answer.call)
         return answer
 
-    def close(self) -> None:
-        """Free what the models at work hold."""
+    def stop(self) -> None:
+        """Free what the model at work holds, and checks of what it said."""
         for answer in (self.answer, *self.extra):
             if answer is not None:
                 answer.close()
         self.extra.clear()
+
+    def drop_parked(self) -> None:
+        """Free the stream that was kept: a better one was found."""
+        if self.parked is not None:
+            self.parked.close()
+            self.parked = None
+
+    def close(self) -> None:
+        """Free all that the request holds of models."""
+        self.stop()
+        self.drop_parked()
 
 
 def engine_request(course: Course, endpoint: Endpoint, request_id: str, headers: Mapping[str, str]) -> EngineRequest:

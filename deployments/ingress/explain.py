@@ -8,9 +8,8 @@ from cluster.api.chat import ChatRequest, parse_chat
 from cluster.api.json_body import parse_json
 from cluster.keys import KeyRecord
 from cluster.routing.explanation import explanation
-from cluster.routing.knob_bounds import check_knobs
-from cluster.routing.signals import signals_of
 from deployments.ingress.body import BodyReader
+from deployments.ingress.choosing import Choosing
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.services import Services
 
@@ -21,6 +20,7 @@ class RoutePage:
     def __init__(self, services: Services, bodies: BodyReader) -> None:
         self._services = services
         self._bodies = bodies
+        self._choosing = Choosing(services)
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None) -> None:
         """The decision with every candidate and score. Raises `ApiError` for what the chat route would refuse, too."""
@@ -35,7 +35,6 @@ class RoutePage:
             request = await self._bodies.read(exchange.scope, exchange.receive, parse)
         async with services.gate.admit(key, 0) as admission:
             exchange.headers |= admission.headers
-            check_knobs(services.config.routing.knobs, request)
-            signals = signals_of(request, await services.intents.read(request))
-            decision = services.policy.decide(request.model, signals, services.health.models(), explain=True)
-            await exchange.respond(200, json.dumps(explanation(decision, signals)).encode())
+            chosen = await self._choosing.first(request, explain=True)
+            self._choosing.bind(request, chosen.decision)
+            await exchange.respond(200, json.dumps(explanation(chosen.decision, chosen.signals)).encode())

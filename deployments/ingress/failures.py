@@ -66,6 +66,26 @@ def too_long(limit_s: float) -> ApiError:
     )
 
 
+def waited(model: str, limit_s: float, retry_after_s: int) -> ApiError:
+    """The contract's time was over before the model had room."""
+    message = (
+        f"The model {model} is saturated: the request waited for {limit_s:g} s, all that its role allows. "
+        f"Try again in {retry_after_s} s."
+    )
+    return ApiError(503, "saturated", message, type="server_error", headers={"retry-after": str(retry_after_s)})
+
+
+def no_answer(reason: str) -> ApiError:
+    """No attempt at a judged request has an answer, and passages cannot take its place."""
+    return ApiError(
+        503,
+        "no_answer",
+        f"No attempt at the request gave an answer that can be sent: {reason}. Try again.",
+        type="server_error",
+        headers={"retry-after": "1"},
+    )
+
+
 def retry_headers(reply: EngineReply) -> dict[str, str]:
     """When to come back, for an engine's own 429 and 503."""
     if reply.status not in (429, 503):

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 from cluster.api.chat import ChatRequest
 from cluster.api.completion import CompletionRequest
@@ -29,9 +28,6 @@ from deployments.ingress.services import Services
 from deployments.ingress.tracing import AttemptSpan, RequestSpan
 from deployments.ingress.verification import Checks, Verification
 from deployments.telemetry.metrics import StreamTimer
-
-MARGIN: Final = 0.05
-"""Share of the request's time that is kept for sending what there is when attempts take too long."""
 
 Note = Callable[[Course, RequestSpan], None]
 """Writes the course's decision into the trace and the metrics."""
@@ -125,6 +121,8 @@ class FeedbackLoop:
             run.choose(step)
             return Settled(run.chosen)
         if isinstance(step, Template):
+            if not run.bounds.template:
+                raise failures.no_answer(step.reason)
             return Settled(None)
         if not isinstance(step, Requery):
             self._note(course, span)
@@ -158,7 +156,7 @@ class FeedbackLoop:
         seconds = asyncio.get_running_loop().time() - began
         tokens = usage.prompt_tokens + usage.completion_tokens
         failed = Attempt(model, temperature_of(course), tokens=tokens, seconds=seconds, failed=code, kept=False)
-        course.close()
+        course.stop()
         return Made(failed, course.decision, course.answer, usage=usage)
 
     def _follow(self, run: Run) -> Step:
@@ -166,7 +164,8 @@ class FeedbackLoop:
         while True:
             ready = {name for name, health in self._services.health.models().items() if health.healthy}
             attempts = [one.attempt for one in run.made]
-            step = next_step(attempts, run.bounds, ready, asyncio.get_running_loop().time())
+            now_s = asyncio.get_running_loop().time()
+            step = next_step(attempts, run.bounds, ready, now_s, run.course.check_tokens)
             self._services.metrics.judged(attempts[-1].model, run.record(step))
             if isinstance(step, Accept) and step.attempt == len(run.made) - 1:
                 return step
@@ -209,14 +208,17 @@ class FeedbackLoop:
     def _bounds(self, course: Course) -> Bounds:
         feedback, knobs = self._services.config.routing.feedback, course.knobs
         template = feedback.template if knobs.grounding is None else knobs.grounding
-        routed = feedback.enabled and course.decision.role is not None
+        routed = feedback.enabled and course.decision.role is not None and knobs.retries != 0
         bounds = bounds_for(
             self._services.config,
             course.decision,
             knobs,
             template=template and _takes_text(course.asked),
-            deadline_s=asyncio.get_running_loop().time() + course.contract.timeout_s * (1 - MARGIN),
+            deadline_s=course.settle_by_s,
         )
+        if knobs.two_stage:
+            # The rewording is an attempt, too.
+            bounds = replace(bounds, max_attempts=max(1, min(bounds.max_attempts, feedback.max_attempts - 1)))
         if routed or knobs.retries or knobs.grounding or knobs.min_confidence is not None:
             return bounds
         # Only checks were asked for, so only they decide.

@@ -11,21 +11,17 @@ from http import HTTPStatus
 from cluster.admission.asking import Asking
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
-from cluster.api.embedding import EmbeddingRequest, parse_embedding
+from cluster.api.embedding import parse_embedding
 from cluster.api.json_body import JsonObject, parse_json
 from cluster.api.requests import ApiRequest
 from cluster.config.ingress import LimitsConfig
-from cluster.contracts import Contract, contract_for, enforce
 from cluster.keys import KeyRecord
-from cluster.routing.decision import RouteDecision
-from cluster.routing.knob_bounds import check_knobs
-from cluster.routing.reading import Reading
-from cluster.routing.signals import signals_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress import failures
 from deployments.ingress.account import Account
 from deployments.ingress.body import BodyReader
+from deployments.ingress.choosing import Choosing, tokens_at_most
 from deployments.ingress.course import Course, dispatch, engine_request, fall_back
 from deployments.ingress.dispatch import Answer, NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
@@ -53,9 +49,10 @@ class Generation:
         self._services = services
         self._endpoint = endpoint
         self._bodies = bodies
+        self._choosing = Choosing(services)
         verification = Verification(services)
-        self._feedback = FeedbackLoop(services, endpoint, verification, self._bind, self._note_decision)
-        self._two_stage = TwoStage(services, endpoint, self._feedback, verification, self._decide, self._bind)
+        self._feedback = FeedbackLoop(services, endpoint, verification, self._choosing.bind, self._note_decision)
+        self._two_stage = TwoStage(services, endpoint, self._feedback, verification, self._choosing)
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None, span: RequestSpan) -> None:
         """Serve one request. Raises `ApiError` as long as nothing was sent; whatever comes later ends the stream."""
@@ -68,29 +65,33 @@ class Generation:
         timer = StreamTimer(time.monotonic())
         with services.gate.reading(key):
             request = await self._read(exchange, limits)
-        self._two_stage.check(request)
-        first = self._two_stage.first(request)
-        intent = await services.intents.read(first)
-        decision = note.decided(request, self._decide(first, intent), timer)
-        note.course = course = Course(request, *self._bind(request, decision), account=Account(services.config))
-        course.intent = None if intent is None else intent.value
+        chosen = await self._choosing.first(request)
+        services.metrics.decided(chosen.decision.model, chosen.decision.reason_code)
+        decision = note.decided(request, chosen.decision, timer)
+        bound = self._choosing.bind(request, decision)
+        note.course = course = Course(request, *bound, account=Account(services.config))
+        course.intent = chosen.signals.intent.value
         course.tenant = "" if key is None else key.tenant
         span.decided(course.decision, course.contract, course.request)
-        async with services.gate.admit(key, _tokens_at_most(course.request)) as admission:
+        async with services.gate.admit(key, tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
             # The client's disconnect cancels this task wherever it waits, and with it all that the request holds.
             task = asyncio.current_task()
             gone = asyncio.get_running_loop().create_task(exchange.gone())
             gone.add_done_callback(lambda done: None if done.cancelled() or task is None else task.cancel())
             reply = EngineReply(status=failures.CLIENT_GONE)
-            limit_s = course.contract.timeout_s
+            limit_s, model, admitted = course.contract.timeout_s, course.decision.model, False
+            course.deadline_s = asyncio.get_running_loop().time() + limit_s
             try:
                 async with (
-                    asyncio.timeout(limit_s),
-                    services.admission.enter(course.decision.model, _asking(course, limit_s)),
+                    asyncio.timeout_at(course.deadline_s),
+                    services.admission.enter(model, _asking(course, limit_s)),
                 ):
+                    admitted = True
                     reply = await self._answer(exchange, course, timer, span)
             except TimeoutError as error:
+                if not admitted:
+                    raise failures.waited(model, limit_s, services.admission.retry_after_s(model)) from None
                 if exchange.status == 0:
                     raise failures.too_long(limit_s) from None
                 reply = await break_off(exchange, span, error)
@@ -121,7 +122,7 @@ class Generation:
             try:
                 return await send(exchange, answer, provenance, timer, span)
             except (NoReplicaError, ReplicaLostError) as error:
-                if not fall_back(course, self._bind):
+                if not fall_back(course, self._choosing.bind):
                     raise failures.to_api_error(error, config) from error
                 self._note_decision(course, span)
             except (QueueFullError, SlowReaderError) as error:
@@ -152,17 +153,6 @@ class Generation:
 
         return await self._bodies.read(exchange.scope, exchange.receive, parse)
 
-    def _decide(self, request: ApiRequest, intent: Reading[str] | None = None) -> RouteDecision:
-        services = self._services
-        check_knobs(services.config.routing.knobs, request)
-        decision = services.policy.decide(request.model, signals_of(request, intent), services.health.models())
-        services.metrics.decided(decision.model, decision.reason_code)
-        return decision
-
-    def _bind(self, request: ApiRequest, decision: RouteDecision) -> tuple[RouteDecision, Contract, ApiRequest]:
-        contract = contract_for(self._services.config, decision)
-        return decision, contract, enforce(contract, request)
-
     async def _plain(
         self, exchange: Exchange, answer: Answer, provenance: Provenance, timer: StreamTimer, span: RequestSpan
     ) -> EngineReply:
@@ -182,14 +172,7 @@ class Generation:
 
 def _asking(course: Course, limit_s: float) -> Asking:
     """What a request asks of its model. Attempts with other models keep the place that it got here."""
-    return Asking(course.tenant, course.knobs.latency_class, _tokens_at_most(course.request), limit_s)
-
-
-def _tokens_at_most(request: ApiRequest) -> int:
-    """What a request may use, to be held against its key's limit until it is known: prompt and completion."""
-    if isinstance(request, EmbeddingRequest):
-        return request.prompt_tokens_estimate
-    return request.prompt_tokens_estimate + (request.max_tokens or 0) * request.sequences
+    return Asking(course.tenant, course.knobs.latency_class, tokens_at_most(course.request), limit_s)
 
 
 def _usage(reply: EngineReply, course: Course) -> TokenUsage:
@@ -204,7 +187,7 @@ def _usage(reply: EngineReply, course: Course) -> TokenUsage:
     unfinished = reply.status in (failures.CLIENT_GONE, failures.STREAM_BROKEN)
     if unfinished and answer is not None and answer.replica_id is not None and usage == TokenUsage():
         prompt = course.request.prompt_tokens_estimate
-        made = answer.events if course.streams else _tokens_at_most(course.request) - prompt
+        made = answer.events if course.streams else tokens_at_most(course.request) - prompt
         usage = TokenUsage(prompt_tokens=prompt, completion_tokens=made)
     return replace(
         usage,

@@ -93,7 +93,7 @@ class IntentReader:
             async with asyncio.timeout(self._config.deadline_s):
                 vector = await self._vector(encoder, text)
             found = prototypes.nearest(vector, lexical)
-        except (TimeoutError, PrototypeError, *_NOT_READY) as error:
+        except Exception as error:  # noqa: BLE001 - no request fails because its intent is not known
             return replace(lexical, note=self._why(error, now))
         finally:
             self._in_flight -= 1
@@ -106,8 +106,11 @@ class IntentReader:
         """Why there is no vector; several that were late in a row end the asking for a while."""
         if isinstance(error, PrototypeError):
             return str(error)
-        if not isinstance(error, TimeoutError):
+        if isinstance(error, _NOT_READY):
             return "encoder not ready"
+        if not isinstance(error, TimeoutError):
+            _log.error("the encoder cannot be asked: %s", type(error).__name__)
+            return "encoder failed"
         self._misses += 1
         if self._misses >= self._config.misses_until_pause:
             self._misses, self._paused_until = 0, now + self._config.pause_s

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from cluster.api.chat import ChatRequest
 from cluster.api.embedding import EmbeddingRequest
-from cluster.api.errors import ApiError, bad_request
+from cluster.api.errors import ApiError
 from cluster.api.json_body import JsonObject
 from cluster.api.prompt_size import estimate_tokens
 from cluster.api.requests import ApiRequest
-from cluster.config.base import AUTO
 from cluster.routing.decision import RouteDecision
 from cluster.verification import compact
 from cluster.verification.verdict import Verdict, all_of
@@ -23,10 +21,11 @@ from deployments.engines.protocol import Endpoint, EngineReply
 from deployments.ingress import failures
 from deployments.ingress.answers import MadeAnswer, texts_of
 from deployments.ingress.attempts import used
-from deployments.ingress.course import Bind, Course, dispatch, engine_request
+from deployments.ingress.choosing import Bound, Choosing, tokens_at_most
+from deployments.ingress.course import Course, dispatch, engine_request
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
-from deployments.ingress.feedback import MARGIN, FeedbackLoop
+from deployments.ingress.feedback import FeedbackLoop
 from deployments.ingress.provenance import Judgement, Provenance, score_of
 from deployments.ingress.sending import StreamSender, send_whole
 from deployments.ingress.services import Services
@@ -36,9 +35,6 @@ from deployments.telemetry.metrics import StreamTimer
 
 NAME: Final = "two_stage"
 REWRITE: Final = "Reword the text so that it reads well. Keep every fact and add none. Reply with the text alone."
-
-Decide = Callable[[ApiRequest], RouteDecision]
-"""The routing decision for a request. Raises `ApiError` if no model can take it."""
 
 
 class TwoStage:
@@ -50,42 +46,17 @@ class TwoStage:
         endpoint: Endpoint,
         feedback: FeedbackLoop,
         verification: Verification,
-        decide: Decide,
-        bind: Bind,
+        choosing: Choosing,
     ) -> None:
         self._services = services
         self._endpoint = endpoint
         self._feedback = feedback
         self._verification = verification
-        self._decide = decide
-        self._bind = bind
-
-    def check(self, request: ApiRequest) -> None:
-        """Raises `ApiError` 400 for two stages of what has no two: tools, forms, several choices, a model by name."""
-        if isinstance(request, EmbeddingRequest) or not request.knobs.two_stage:
-            return
-        field = "pointsman.two_stage"
-        if not isinstance(request, ChatRequest):
-            raise bad_request(field, f"`{field}` is for chat completions; leave it out here.")
-        if request.n > 1 or request.tools or request.response_format or request.logprobs:
-            message = f"`{field}` gives one text: leave out `n`, `tools`, `response_format` and `logprobs`, or this."
-            raise bad_request(field, message)
-        if request.model != AUTO:
-            raise bad_request("model", f"`{field}` chooses both models by their roles: set `model` to `{AUTO}`.")
-        feedback = self._services.config.routing.feedback
-        for role in (feedback.facts_role, feedback.fluency_role, feedback.verifier_role):
-            if not self._services.config.models_of(role):
-                raise bad_request(field, f"`{field}` needs a model of the role {role}, and this cluster has none.")
-
-    def first(self, request: ApiRequest) -> ApiRequest:
-        """What is routed first: a request of two stages goes to the role of facts."""
-        if isinstance(request, EmbeddingRequest) or not request.knobs.two_stage:
-            return request
-        return replace(request, model=self._services.config.routing.feedback.facts_role)
+        self._choosing = choosing
 
     async def answer(self, exchange: Exchange, course: Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
         """Have the request answered in two stages. A stream is sent once it is known what leaves."""
-        deadline_s = asyncio.get_running_loop().time() + course.contract.timeout_s * (1 - MARGIN)
+        settle_by_s = course.settle_by_s
         streams, usage = course.streams, bool(getattr(course.asked, "include_usage", False))
         course.asked, course.request = _whole(course.asked), _whole(course.request)
         settled = await self._feedback.settle(course, span)
@@ -96,7 +67,7 @@ class TwoStage:
         provenance = self._feedback.provenance(course, settled, span)
         if facts.status != 200:
             return await send_whole(exchange, made.answer, facts, provenance, span)
-        reply, provenance = await self._reworded(course, facts, provenance, span, deadline_s)
+        reply, provenance = await self._reworded(course, facts, provenance, span, settle_by_s)
         answer = made.answer if reply is facts else course.answer
         if not streams:
             return await send_whole(exchange, answer, reply, provenance, span)
@@ -113,7 +84,7 @@ class TwoStage:
         return await sender.send_known(answer, said.events(include_usage=usage), replace(reply, body=b""))
 
     async def _reworded(
-        self, course: Course, facts: EngineReply, told: Provenance, span: RequestSpan, deadline_s: float
+        self, course: Course, facts: EngineReply, told: Provenance, span: RequestSpan, settle_by_s: float
     ) -> tuple[EngineReply, Provenance]:
         """The reply that leaves, and what is said of it: the rewording if it is verified, else the facts as they were."""
         judgement = course.judgement or Judgement()
@@ -121,20 +92,19 @@ class TwoStage:
         decision: RouteDecision | None = None
         reply: EngineReply | None = None
         facts_attempts, charged = course.attempts, False
-        try:
-            request = replace(course.asked, model=self._services.config.routing.feedback.fluency_role)
-            decision = self._decide(request)
-            bound = self._bind(_rewording(request, text), decision)
-        except ApiError as error:
-            verdict = Verdict(False, NAME, f"no model can reword it ({error.code})")
+        bound = self._second(course, facts, text, len(judgement.trail))
+        if isinstance(bound, str):
+            verdict = Verdict(False, NAME, bound)
         else:
+            decision = bound[0]
+            self._services.metrics.decided(decision.model, decision.reason_code)
             # Charged at once, in case the caller leaves; the facts may be the answer after all.
             course.spend(facts.usage)
             charged = True
             course.turn_to(*bound)
             with span.attempt(len(judgement.trail) + 1, decision.model, None) as attempt_span:
                 try:
-                    async with asyncio.timeout_at(deadline_s):
+                    async with asyncio.timeout_at(settle_by_s):
                         reply, verdict = await self._reword(course, text, span, attempt_span)
                 except TimeoutError:
                     if course.answer is not None:
@@ -166,6 +136,22 @@ class TwoStage:
         course.sent = told.decision
         judgement.spent = course.spent
         return facts, replace(told, earlier=told.earlier + course.attempts - facts_attempts)
+
+    def _second(self, course: Course, facts: EngineReply, text: str, attempts: int) -> Bound | str:
+        """Who rewords `text`, within the bounds of all attempts; else why nobody does."""
+        feedback = self._services.config.routing.feedback
+        if attempts >= feedback.max_attempts:
+            return f"{feedback.max_attempts} attempts are made"
+        request = replace(course.asked, model=feedback.fluency_role)
+        try:
+            bound = self._choosing.bind(_rewording(request, text), self._choosing.decide(request).decision)
+        except ApiError as error:
+            return f"no model can reword it ({error.code})"
+        spent = course.spent.prompt_tokens + course.spent.completion_tokens
+        spent += facts.usage.prompt_tokens + facts.usage.completion_tokens
+        if spent + tokens_at_most(bound[2]) > feedback.max_tokens:
+            return f"rewording it could pass {feedback.max_tokens} tokens"
+        return bound
 
     async def _reword(
         self, course: Course, text: str, span: RequestSpan, attempt_span: AttemptSpan

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from cluster.api.answer_knobs import Verify
 from cluster.api.errors import bad_request
 from cluster.api.json_body import JsonObject
+from cluster.api.prompt_size import estimate_tokens
+from cluster.routing.snapshot import ModelState
 from cluster.verification import compact
 from cluster.verification.exact import ExactCheck
 from cluster.verification.json_schema import JsonSchemaCheck
 from cluster.verification.regex import RegexCheck
 from cluster.verification.verdict import Check, Verdict, all_of
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
-from deployments.engines.protocol import Endpoint, EngineReply, EngineRequest
+from deployments.engines.protocol import Endpoint, EngineReply, EngineRequest, TokenUsage
 from deployments.ingress import failures
 from deployments.ingress.course import Course
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
@@ -97,12 +99,30 @@ class Verification:
         services = self._services
         feedback = services.config.routing.feedback
         health = services.health.models()
-        model = next((one for one in services.config.models_of(feedback.verifier_role) if health[one].healthy), None)
+        model = next(
+            (one for one in services.config.models_of(feedback.verifier_role) if _ready(health.get(one))), None
+        )
         if model is None:
             return Verdict(False, name, f"no model of the role {feedback.verifier_role} is ready")
+        if _spent(course) + _tokens_of(body) > feedback.max_tokens:
+            return Verdict(False, name, f"asking the verifier would pass {feedback.max_tokens} tokens")
+        try:
+            async with asyncio.timeout(feedback.verifier_timeout_s):
+                reply = await self._asked(model, body, course, span.request_id, headers)
+        except TimeoutError:
+            return Verdict(False, name, f"the verifier took longer than {feedback.verifier_timeout_s:g} s")
+        except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
+            return Verdict(False, name, f"the verifier gave no answer ({type(error).__name__})")
+        return _judgement(reply, feedback.verifier_threshold, name)
+
+    async def _asked(
+        self, model: str, body: JsonObject, course: Course, request_id: str, headers: dict[str, str]
+    ) -> EngineReply:
+        """What a model answers to `body`; charged to the course."""
+        services = self._services
         course.checked += 1
         request = EngineRequest(
-            request_id=f"{span.request_id}-check-{course.checked}",
+            request_id=f"{request_id}-check-{course.checked}",
             endpoint=Endpoint.CHAT,
             body={**body, "model": model},
             trace_headers=headers,
@@ -110,29 +130,47 @@ class Verification:
         )
         answer = services.clients[model].answer(request, services.config.ingress.limits.max_buffered_bytes_per_stream)
         course.extra.append(course.counted(answer, model))
-        reply = EngineReply(status=failures.CLIENT_GONE)
+        usage = TokenUsage()
         try:
-            async with asyncio.timeout(feedback.verifier_timeout_s):
-                while await answer.next() is not None:
-                    pass
-                reply = failures.require_reply(answer.reply)
-        except TimeoutError:
-            return Verdict(False, name, f"the verifier took longer than {feedback.verifier_timeout_s:g} s")
-        except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
-            return Verdict(False, name, f"the verifier gave no answer ({type(error).__name__})")
+            while await answer.next() is not None:
+                pass
+            reply = failures.require_reply(answer.reply)
+            usage = reply.usage
+            return reply
         finally:
             answer.close()
             if answer in course.extra:
                 course.extra.remove(answer)
-            course.spend(reply.usage)
-            services.metrics.spent(model, reply.usage)
-        if reply.status != 200:
-            return Verdict(False, name, f"the verifier answered with status {reply.status}")
-        try:
-            parsed = json.loads(reply.body)
-        except ValueError:
-            return Verdict(False, name, "the verifier's answer is not JSON")
-        return compact.read_judgement(parsed, feedback.verifier_threshold, name)
+            course.spend(usage)
+            course.check_tokens += usage.prompt_tokens + usage.completion_tokens
+            services.metrics.spent(model, usage)
+
+
+def _judgement(reply: EngineReply, threshold: float, name: str) -> Verdict:
+    if reply.status != 200:
+        return Verdict(False, name, f"the verifier answered with status {reply.status}")
+    try:
+        parsed = json.loads(reply.body)
+    except ValueError:
+        return Verdict(False, name, "the verifier's answer is not JSON")
+    return compact.read_judgement(parsed, threshold, name)
+
+
+def _ready(state: ModelState | None) -> bool:
+    """Whether a model can answer. One that is not known was taken out of the config after the request came."""
+    return state is not None and state.healthy
+
+
+def _spent(course: Course) -> int:
+    """Tokens that a request took so far, the answer at hand included."""
+    reply = None if course.answer is None else course.answer.reply
+    spent = (course.spent, TokenUsage() if reply is None else reply.usage)
+    return sum(usage.prompt_tokens + usage.completion_tokens for usage in spent)
+
+
+def _tokens_of(body: JsonObject) -> int:
+    """About how many tokens asking the verifier takes, its one word included."""
+    return estimate_tokens(len(json.dumps(body["messages"], ensure_ascii=False).encode(errors="replace"))) + 1
 
 
 def _comparators(verify: Verify) -> Iterable[Check]:

@@ -29,17 +29,18 @@ outcomes = st.tuples(
     st.floats(0, 30),
     st.none() | st.none() | st.just("replica_lost"),
     st.booleans(),
+    st.integers(0, 3000),
     st.sets(st.sampled_from(MODELS)),
 )
 
 
 def attempt_of(model: str, temperature: float | None, outcome: tuple[object, ...]) -> Attempt:
-    return Attempt(model, temperature, *outcome[:6])  # type: ignore[arg-type]
+    return Attempt(model, temperature, *outcome[:7])  # type: ignore[arg-type]
 
 
-@given(bounds, st.none() | st.floats(0, 2), st.lists(outcomes, min_size=9, max_size=9))
+@given(bounds, st.none() | st.floats(0, 2), st.lists(outcomes, min_size=9, max_size=9), st.integers(0, 500))
 def test_attempts_end_within_their_bounds(
-    held: Bounds, temperature: float | None, found: list[tuple[object, ...]]
+    held: Bounds, temperature: float | None, found: list[tuple[object, ...]], check_tokens: int
 ) -> None:
     attempts: list[Attempt] = []
     model, now_s = "a", 0.0
@@ -48,16 +49,17 @@ def test_attempts_end_within_their_bounds(
         attempt = attempt_of(model, temperature, outcome)
         attempts.append(attempt)
         now_s += attempt.seconds
-        ready: set[str] = outcome[6]  # type: ignore[assignment]
-        step = next_step(attempts, held, ready, now_s)
-        assert step == next_step(list(attempts), held, frozenset(ready), now_s)
+        ready: set[str] = outcome[7]  # type: ignore[assignment]
+        step = next_step(attempts, held, ready, now_s, check_tokens)
+        assert step == next_step(list(attempts), held, frozenset(ready), now_s, check_tokens)
         assert step.reason
         if isinstance(step, Accept | Template):
             break
         # Another attempt is made: there is room for one as costly as the costliest so far.
         assert len(attempts) < held.max_attempts
         assert now_s + max(made.seconds for made in attempts) < held.deadline_s
-        assert sum(made.tokens for made in attempts) <= held.max_tokens
+        dearest = max(max(made.tokens, made.tokens_at_most) for made in attempts)
+        assert check_tokens + sum(made.tokens for made in attempts) + dearest <= held.max_tokens
         if isinstance(step, Requery):
             assert temperature is None or step.temperature < temperature
             assert [made.model for made in attempts].count(model) == 1

@@ -65,3 +65,19 @@ async def test_the_route_asks_for_a_body_that_chat_would_take(ingress: BareIngre
     assert (await ingress.request("GET", ROUTE)).status == 405
     assert (await ingress.post(ROUTE, b"{")).status == 400
     assert (await ingress.post(ROUTE, chat(model=CANARY))).status == 404
+
+
+async def test_two_stages_are_explained_by_who_finds_the_facts(ingress: BareIngress) -> None:
+    body = chat(model="auto", pointsman={"two_stage": True})
+    route = json.loads((await ingress.post(ROUTE, body)).body)
+    facts = ingress.services.config.models_of(ingress.services.config.routing.feedback.facts_role)
+    assert route["model"] == facts[0]
+    refused = await ingress.post(ROUTE, {**body, "n": 2})
+    assert (refused.status, refused.error["param"]) == (400, "pointsman.two_stage")
+
+
+async def test_what_the_contract_refuses_is_refused(ingress: BareIngress) -> None:
+    for more in ({"max_tokens": 100_000}, {"temperature": 0.7, "pointsman": {"business_critical": True}}):
+        said = [await ingress.post(path, chat(**more)) for path in (ROUTE, CHAT)]
+        assert said[0].status == 400
+        assert said[0].error == said[1].error

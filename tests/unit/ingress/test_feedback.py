@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,43 @@ async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> No
         assert len(told(reply)["trail"]) == 3
         usage = json.loads((await ingress.request("GET", "/v1/usage", **bearer)).body)
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (30, 15)
+
+
+async def test_time_in_the_queue_counts(ingress: BareIngress, monkeypatch: pytest.MonkeyPatch) -> None:
+    contracts = ingress.services.config.contracts
+    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 1.0}))
+
+    @asynccontextmanager
+    async def queue(*_: object) -> AsyncIterator[None]:
+        await asyncio.sleep(0.6)
+        yield
+
+    monkeypatch.setattr(ingress.services.admission, "enter", queue)
+    ingress.clients["mini"].behaviour = says("first", 0.1)
+    hang(ingress.clients["dense"])
+    reply = await ingress.post(CHAT, chat(temperature=0, pointsman={"grounding": False}))
+    assert (reply.status, text_of(reply)) == (200, "first")
+
+
+async def test_who_waits_for_all_of_its_time_is_told_when_to_come_back(
+    ingress: BareIngress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contracts = ingress.services.config.contracts
+    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 0.1}))
+
+    @asynccontextmanager
+    async def queue(*_: object) -> AsyncIterator[None]:
+        await asyncio.sleep(9)
+        yield
+
+    monkeypatch.setattr(ingress.services.admission, "enter", queue)
+    reply = await ingress.post(CHAT, chat())
+    assert (reply.status, reply.error["code"]) == (503, "saturated")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert ingress.clients["mini"].calls == []
+
+
+async def test_without_retries_confidence_decides_nothing(ingress: BareIngress) -> None:
+    ingress.clients["mini"].behaviour = says("42", 0.1)
+    reply = await ingress.post(CHAT, chat(pointsman={"retries": 0, "verify": {"regex": "^42$"}}))
+    assert (text_of(reply), told(reply)["verified"], told(reply)["trail"][0]["outcome"]) == ("42", True, "accepted")

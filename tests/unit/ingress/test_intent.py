@@ -101,6 +101,7 @@ async def test_no_more_than_so_many_wait_for_it(state_dir: Path) -> None:
     ("what", "why"),
     [
         (NoReplicaError("encoder"), "encoder not ready"),
+        (RuntimeError("what nobody foresaw"), "encoder failed"),
         (EngineReply(503, b"{}"), "encoder not ready"),
         (EngineReply(200, b'{"data": []}'), "the encoder's answer cannot be read"),
         (EngineReply(200, b"no JSON"), "the encoder's answer cannot be read"),

@@ -139,3 +139,49 @@ async def test_an_operators_hook_decides_on_what_is_judged(state_dir: Path, monk
         reply = await ingress.post(CHAT, chat(temperature=0))
     assert text_of(reply) == "good"
     assert [step["verdict"]["name"] for step in told(reply)["trail"]] == ["hook", "hook"]
+
+
+async def test_a_verifier_that_was_taken_out_of_the_config_verifies_nothing(
+    ingress: BareIngress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ingress.health.models
+    ingress.clients["mini"].behaviour = says("an answer", 0.9)
+    known = {name: state for name, state in models().items() if name == "mini"}
+    monkeypatch.setattr(ingress.health, "models", lambda: known)
+    asked = {"verify": {"verifier": True}, "grounding": False, "retries": 0}
+    reply = await ingress.post(CHAT, chat(pointsman=asked))
+    assert (reply.status, told(reply)["verified"]) == (200, False)
+    assert "no model of the role" in told(reply)["verdict"]["reason"]
+
+
+async def test_checks_count_against_the_tokens_of_all_attempts(state_dir: Path) -> None:
+    asked = {"verify": {"verifier": True}, "grounding": False}
+    for max_tokens, asks, why in ((20, 0, "asking the verifier would pass 20 tokens"), (200, 1, "below 0.5")):
+        async with bare_ingress(config(max_tokens=max_tokens), state_dir) as ingress:
+            ingress.clients["mini"].behaviour = says("an answer", 0.9)
+            ingress.clients["dense"].behaviour = says("no", logprobs=yes(0.1))
+            reply = await ingress.post(CHAT, chat(pointsman={**asked, "retries": 0}))
+            assert why in told(reply)["verdict"]["reason"]
+            assert len(ingress.clients["dense"].calls) == asks
+
+
+async def test_two_stages_keep_to_the_bound_of_attempts(state_dir: Path) -> None:
+    async with bare_ingress(config(max_attempts=1), state_dir) as ingress:
+        reply = await ingress.post(CHAT, two_stages())
+        assert (reply.status, reply.error["param"]) == (400, "pointsman.two_stage")
+        assert "allows one" in reply.error["message"]
+    async with bare_ingress(config(max_attempts=2, template=False), state_dir) as ingress:
+        ingress.clients["dense"].behaviour = in_turn(says("doubtful facts", 0.1), says("yes", logprobs=yes(0.9)))
+        ingress.clients["sparse"].behaviour = says("well worded", 0.9)
+        reply = await ingress.post(CHAT, two_stages())
+        assert text_of(reply) == "well worded"
+        assert [step["outcome"] for step in told(reply)["trail"]] == ["best", "reworded"]
+
+
+async def test_two_stages_keep_to_the_bound_of_tokens(state_dir: Path) -> None:
+    async with bare_ingress(config(max_tokens=40), state_dir) as ingress:
+        ingress.clients["dense"].behaviour = says("facts", 0.9)
+        reply = await ingress.post(CHAT, two_stages())
+        assert text_of(reply) == "facts"
+        assert "could pass 40 tokens" in told(reply)["trail"][-1]["why"]
+        assert ingress.clients["sparse"].calls == []
