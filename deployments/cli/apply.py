@@ -62,7 +62,8 @@ def apply(options: ApplyOptions) -> ExitCode:
     place = find_place(options.state_dir, new)
     state = place.require_state()
     old = read_config_in_force(place.state_dir)
-    if old is None or state.phase in (Phase.STARTING, Phase.STOPPING):
+    # A model that is being scaled, or replaced by Serve, starts replicas, too: that is no reason to refuse.
+    if old is None or state.phase is Phase.STOPPING or (state.phase is Phase.STARTING and state.ready_after_s is None):
         raise CliError(
             f"the cluster is {state.phase.value}", "Try again once it serves; see `pointsman status`.", ExitCode.REFUSED
         )
