@@ -97,6 +97,8 @@ class AdmissionControl:
         if model.look is None:
             model.drain.wait(True, loop.time())
             model.look = loop.call_later(LOOK_S, self._look, name, model)
+        # It may be ahead of all others, and fit where they do not.
+        self._let_in(name, model)
         try:
             await called
         except BaseException:

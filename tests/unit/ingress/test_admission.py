@@ -215,3 +215,17 @@ async def test_a_long_line_costs_the_event_loop_little() -> None:
     await asyncio.gather(*(guest.task for guest in guests[1:]), return_exceptions=True)
     await guests[0].go()
     assert admission._models["alpha"].look is None
+
+
+async def test_an_urgent_one_that_fits_does_not_wait_for_those_that_do_not() -> None:
+    admission = control(FixedChannel(1, kv_tokens=100), places=8, kv_overcommit=1.0)
+    first = Guest(admission, asking(tokens=60))
+    await first.inside.wait()
+    batch = Guest(admission, asking(urgency=LatencyClass.BATCH, tokens=90))
+    await asyncio.sleep(0.01)
+    person = Guest(admission, asking(urgency=LatencyClass.INTERACTIVE, tokens=10))
+    await asyncio.wait_for(person.inside.wait(), LOOK_S / 5)
+    assert not batch.inside.is_set()
+    for guest in (person, first, batch):
+        await guest.go()
+    assert admission._models["alpha"].held == Held()
