@@ -57,7 +57,9 @@ class Terms:
     tenant_share: float
     """What one tenant may hold of the line, 0 to 1."""
     drain_per_s: float | None = None
-    """Requests a second that end while others wait; None: not known."""
+    """Requests a second that end while others wait; None: not known well enough to refuse anybody for it."""
+    retry_per_s: float | None = None
+    """The same, as far as can be said at all; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def decide(asking: Asking, room: Room, held: Held, line: Line, terms: Terms) -> 
     if not room.places or (not len(line) and fits(asking, room, held)):
         return AdmissionDecision(Outcome.ADMITTED, "room", "there is room")
     waiting, own = len(line), line.of(asking.tenant)
-    retry = retry_after_s(waiting, terms.drain_per_s)
+    retry = retry_after_s(waiting, terms.retry_per_s)
     displaced: Waiting | None = None
     if asking.tenant and own >= max(1, math.floor(terms.tenant_share * room.queue)):
         displaced = line.behind(asking, terms.now_s, terms.aging_s, own=True)

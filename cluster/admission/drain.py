@@ -34,8 +34,8 @@ class Drain:
         if self._since_s is not None:
             self._ends.append(self._clock(now_s))
 
-    def per_s(self, now_s: float) -> float | None:
-        """Requests a second; None: nobody waited long enough for it to be known. At most the rate at which one would have ended."""
+    def per_s(self, now_s: float, ends: int = 1) -> float | None:
+        """Requests a second; None: nobody waited long enough, or fewer than `ends` ended, for it to be known."""
         clock = self._clock(now_s)
         window = min(WINDOW_S, clock)
         if window < LEAST_S:
@@ -44,7 +44,12 @@ class Drain:
             self._ends.popleft()
         if len(self._ends) == _ENDS:
             window = clock - self._ends[0]
-        return max(1, len(self._ends)) / max(window, 0.001)
+        return len(self._ends) / max(window, 0.001) if len(self._ends) >= max(1, ends) else None
+
+    def at_most_per_s(self, now_s: float) -> float | None:
+        """The same; where none ended, the rate at which one would have by now."""
+        window = min(WINDOW_S, self._clock(now_s))
+        return self.per_s(now_s) or (1 / window if window >= LEAST_S else None)
 
     def _clock(self, now_s: float) -> float:
         return self._before_s + (0.0 if self._since_s is None else now_s - self._since_s)

@@ -13,7 +13,7 @@ class Line:
     """Those that wait, and what tenants were served. Holds no clock; times are seconds on the caller's.
 
     Within one urgency tenants take turns by what they were served, as in start-time fair queueing (Goyal, Vin, Cheng 1996): who
-    comes new, or back, begins where the least served of those that wait is, neither before them nor behind.
+    comes new begins where the least served of those that wait is, and who comes back no further ahead than that.
     """
 
     def __init__(self, waiting: Iterable[Waiting] = ()) -> None:

@@ -200,8 +200,13 @@ def _spent(attempts: Sequence[Attempt], bounds: Bounds, now_s: float, check_toke
         return f"{bounds.max_attempts} attempts are made"
     if now_s + max(attempt.seconds for attempt in attempts) >= bounds.deadline_s:
         return "no time is left for another attempt"
-    tokens = check_tokens + sum(attempt.tokens for attempt in attempts)
-    if tokens + max(max(attempt.tokens, attempt.tokens_at_most) for attempt in attempts) > bounds.max_tokens:
+    whole = [max(attempt.tokens, attempt.tokens_at_most) for attempt in attempts]
+    # A stream that is kept runs on. Where the passages come last nothing is kept.
+    tokens = check_tokens + sum(
+        most if attempt.kept and not bounds.template else attempt.tokens
+        for attempt, most in zip(attempts, whole, strict=True)
+    )
+    if tokens + max(whole) > bounds.max_tokens:
         return f"another attempt would pass {bounds.max_tokens} tokens"
     return None
 

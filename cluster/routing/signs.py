@@ -5,17 +5,20 @@ Python's `re` tries every alternative at every word: milliseconds for a page, on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 import re2
+
+_FOREIGN_LETTER: Final = re.compile(r"[^\W\x00-\x7f]")
 
 _OPTIONS: Final = re2.Options()
 _OPTIONS.log_errors = False
 
 
 class Signs:
-    """Patterns in RE2's syntax, whose character classes hold ASCII alone. Raises `re2.error` for what it cannot compile."""
+    """Patterns in RE2's syntax. Letters beyond ASCII count as letters, and as no particular ones. Raises `re2.error` for what it cannot compile."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._all_at_once = re2.Set.SearchSet(_OPTIONS)
@@ -28,8 +31,9 @@ class Signs:
 
     def found(self, text: str) -> list[int]:
         """Which patterns occur in `text`, by their place in the list, in that order."""
-        # What is no Unicode text (half a pair of surrogates) cannot be looked at, and is no sign of anything.
-        clean = text.encode(errors="replace").decode()
+        # What is no Unicode text (half a pair of surrogates) cannot be looked at, and is no sign of anything. Word boundaries
+        # are those of ASCII, so a letter beyond it must not look like the end of a word.
+        clean = text if text.isascii() else _FOREIGN_LETTER.sub("_", text.encode(errors="replace").decode())
         found = [self._together[at] for at in self._all_at_once.Match(clean) or ()]
         found += [at for at, pattern in self._alone if pattern.search(clean) is not None]
         return sorted(found)

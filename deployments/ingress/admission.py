@@ -20,6 +20,9 @@ from deployments.telemetry.metrics import IngressMetrics
 LOOK_S: Final = 0.25
 """Seconds between two looks at a line: replicas come and go without anybody's request ending."""
 
+ENDS: Final = 16
+"""Ends, or one for each place if that is fewer, from which a request is refused for the time that it would wait."""
+
 
 @dataclass(slots=True)
 class _Model:
@@ -63,14 +66,15 @@ class AdmissionControl:
         """Seconds after which the line in front of a model will have drained."""
         known = self._models.get(model)
         now = asyncio.get_running_loop().time()
-        return 1 if known is None else retry_after_s(len(known.line), known.drain.per_s(now))
+        return 1 if known is None else retry_after_s(len(known.line), known.drain.at_most_per_s(now))
 
     @asynccontextmanager
     async def enter(self, name: str, asking: Asking) -> AsyncIterator[None]:
         """Hold a place at a model. Waits for it, and raises `ApiError` 429 or 503 with Retry-After if it is of no use to wait."""
         model = self._models.setdefault(name, _Model())
         now = asyncio.get_running_loop().time()
-        decision = decide(asking, self._room(name), model.held, model.line, self._terms(model, now))
+        room = self._room(name)
+        decision = decide(asking, room, model.held, model.line, self._terms(model, room, now))
         self._metrics.admission(name, decision.outcome.value, decision.code)
         if decision.outcome is Outcome.REJECTED:
             raise _refusal(name, decision.status, decision.code, decision.reason, decision.retry_after_s)
@@ -144,9 +148,11 @@ class AdmissionControl:
             self._metrics.admission(name, Outcome.DISPLACED.value, "saturated")
             called.set_exception(_refusal(name, 503, "saturated", "a more urgent request took its place", retry_s))
 
-    def _terms(self, model: _Model, now: float) -> Terms:
-        admission = self._config.admission
-        return Terms(now, admission.aging_s, admission.tenant_share, model.drain.per_s(now))
+    def _terms(self, model: _Model, room: Room, now: float) -> Terms:
+        admission, drain = self._config.admission, model.drain
+        # Requests that began together end together: the first few ends tell little of the pace.
+        known = drain.per_s(now, min(room.places, ENDS))
+        return Terms(now, admission.aging_s, admission.tenant_share, known, drain.at_most_per_s(now))
 
     def _room(self, name: str) -> Room:
         config = self._config.models.get(name)

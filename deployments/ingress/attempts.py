@@ -77,17 +77,25 @@ class Run:
         self.said = str(entry["outcome"]), step.reason
         return self.said[0]
 
-    def prune(self) -> None:
+    def prune(self, max_buffered_bytes: int) -> None:
         """Let go of answers that will not be sent: all but the best, and that too if the passages come last anyway.
 
         The best may be a stream that still runs. It runs on: what follows it may fail.
         """
         best = None if self.bounds.template else best_of([one.attempt for one in self.made])
         if best == len(self.made) - 1 and self.made[best].reply is None:
-            self.course.park()
+            self.course.park(self.made[best].usage, max_buffered_bytes)
         for at, one in enumerate(self.made):
             if at != best:
                 one.drop()
+
+    def forget_lost(self) -> None:
+        """The stream that was kept cannot be sent any more if it broke off."""
+        parked = self.course.parked
+        if parked is not None and parked.lost:
+            for one in self.made:
+                if one.answer is parked.answer:
+                    one.drop()
 
     def choose(self, step: Accept) -> None:
         """Take the attempt that is sent."""
@@ -95,8 +103,7 @@ class Run:
         if chosen is not self.made[-1]:
             # It was charged when it was left.
             self.course.take_back(chosen.usage)
-            if chosen.answer is self.course.parked:
-                self.course.resume()
+            chosen.held += self.course.resume(chosen.answer)
             self.judgement.trail[step.attempt]["outcome"] = "best"
         self.course.drop_parked()
         self.chosen = chosen
@@ -139,7 +146,7 @@ class Attempts:
         answer = dispatch(self._services, course, judged)
         held = await self._hold(answer, gate)
         reply = answer.reply
-        usage = used(course, answer, reply)
+        usage = course.used(answer)
         known = reply.confidence if reply is not None else answer.early
         attempt = Attempt(
             model=course.decision.model,
@@ -170,15 +177,6 @@ class Attempts:
             if gate is not None and (answer.early is not None or answer.events >= gate + 2):
                 break
         return b"".join(pieces)
-
-
-def used(course: Course, answer: Answer, reply: EngineReply | None) -> TokenUsage:
-    """What an attempt used; of one that was not awaited to its end, what is estimated of it."""
-    if reply is not None:
-        return reply.usage
-    if answer.replica_id is None:
-        return TokenUsage()
-    return TokenUsage(prompt_tokens=course.request.prompt_tokens_estimate, completion_tokens=answer.events)
 
 
 def temperature_of(course: Course) -> float | None:

@@ -16,11 +16,15 @@ from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
 from deployments.ingress.account import Account, Call
 from deployments.ingress.dispatch import Answer
+from deployments.ingress.parked import Parked
 from deployments.ingress.provenance import Judgement
 from deployments.ingress.services import Services
 
 MARGIN: Final = 0.05
 """Share of the request's time that is kept for sending what there is when attempts take too long."""
+
+CHECK_MARGIN: Final = 0.07
+"""The same for checks, which end a little earlier: an answer that could not be checked is none the less an answer."""
 
 Bind = Callable[[ApiRequest, RouteDecision], tuple[RouteDecision, Contract, ApiRequest]]
 """Holds a request to the contract that a decision means. Raises `ApiError` 400 if it cannot be kept."""
@@ -61,8 +65,8 @@ class Course:
     """Whose answer is sent, where that is not the model at work any more."""
     extra: list[Answer] = field(default_factory=list)
     """Calls beside the answer that are under way: those of a verifier."""
-    parked: Answer | None = None
-    """A stream whose beginning was not good enough, kept in case that nothing better comes."""
+    parked: Parked | None = None
+    """A stream that is kept in case that nothing better comes."""
 
     @property
     def knobs(self) -> Knobs:
@@ -84,6 +88,11 @@ class Course:
         """Until when attempts may take, on the loop's clock: the rest of the time is for sending what there is."""
         return self.deadline_s - self.contract.timeout_s * MARGIN
 
+    @property
+    def check_by_s(self) -> float:
+        """Until when checks of an answer may take, on the loop's clock."""
+        return self.deadline_s - self.contract.timeout_s * CHECK_MARGIN
+
     def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
         """Leave what was tried for another attempt."""
         self.leave()
@@ -94,19 +103,30 @@ class Course:
         self.stop()
         self.earlier, self.answer = self.attempts, None
 
-    def park(self) -> None:
+    def park(self, charged: TokenUsage, max_buffered_bytes: int) -> None:
         """Leave the model at work, but keep its stream, instead of what was kept before."""
-        if self.parked is not None:
-            self.parked.close()
-        self.parked = self.answer
+        self.drop_parked()
+        if self.answer is not None:
+            self.parked = Parked(self.answer, charged, max_buffered_bytes)
         self.earlier, self.answer = self.attempts, None
 
-    def resume(self) -> None:
-        """Go back to the stream that was kept."""
+    def resume(self, answer: Answer | None) -> bytes:
+        """Go back to an earlier answer: it is sent. Returns what came of it since it was parked."""
         self.leave()
-        if self.parked is not None:
-            self.earlier -= self.parked.attempts
-        self.answer, self.parked = self.parked, None
+        came = b""
+        if self.parked is not None and self.parked.answer is answer:
+            came, self.parked = self.parked.take(), None
+        self.answer = answer
+        self.earlier -= 0 if answer is None else answer.attempts
+        return came
+
+    def used(self, answer: Answer) -> TokenUsage:
+        """What an answer used; of one that was not read to its end, what is estimated of it."""
+        if answer.reply is not None:
+            return answer.reply.usage
+        if answer.replica_id is None:
+            return TokenUsage()
+        return TokenUsage(prompt_tokens=self.request.prompt_tokens_estimate, completion_tokens=answer.events)
 
     def spend(self, usage: TokenUsage) -> None:
         """Add what an attempt or a check used that is not the answer."""
@@ -126,9 +146,9 @@ class Course:
             cached_tokens=self.spent.cached_tokens - usage.cached_tokens,
         )
 
-    def counted(self, answer: Answer, model: str) -> Answer:
+    def counted(self, answer: Answer, model: str, prompt_estimate: int) -> Answer:
         """Have what an answer takes of engines added up. Returns it."""
-        answer.call = Call(model, self.request.prompt_tokens_estimate)
+        answer.call = Call(model, prompt_estimate)
         self.account.calls.append(answer.call)
         return answer
 
@@ -141,9 +161,12 @@ class Course:
 
     def drop_parked(self) -> None:
         """Free the stream that was kept: a better one was found."""
-        if self.parked is not None:
-            self.parked.close()
-            self.parked = None
+        parked, self.parked = self.parked, None
+        if parked is not None:
+            parked.close()
+            # It made more since it was charged.
+            self.take_back(parked.charged)
+            self.spend(self.used(parked.answer))
 
     def close(self) -> None:
         """Free all that the request holds of models."""
@@ -169,7 +192,7 @@ def dispatch(services: Services, course: Course, request: EngineRequest) -> Answ
     limits = services.config.ingress.limits
     client = services.clients[course.decision.model]
     course.answer = client.answer(request, limits.max_buffered_bytes_per_stream)
-    return course.counted(course.answer, course.decision.model)
+    return course.counted(course.answer, course.decision.model, course.request.prompt_tokens_estimate)
 
 
 def fall_back(course: Course, bind: Bind) -> bool:

@@ -12,6 +12,7 @@ from deployments.ingress.body import BodyReader
 from deployments.ingress.choosing import Choosing
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.services import Services
+from deployments.ingress.verification import Verification
 
 
 class RoutePage:
@@ -21,6 +22,7 @@ class RoutePage:
         self._services = services
         self._bodies = bodies
         self._choosing = Choosing(services)
+        self._verification = Verification(services)
 
     async def serve(self, exchange: Exchange, key: KeyRecord | None) -> None:
         """The decision with every candidate and score. Raises `ApiError` for what the chat route would refuse, too."""
@@ -37,4 +39,5 @@ class RoutePage:
             exchange.headers |= admission.headers
             chosen = await self._choosing.first(request, explain=True)
             self._choosing.bind(request, chosen.decision)
+            await self._verification.prepare(request.knobs.verify)
             await exchange.respond(200, json.dumps(explanation(chosen.decision, chosen.signals)).encode())

@@ -18,7 +18,7 @@ from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress import failures
 from deployments.ingress.answers import MadeAnswer
-from deployments.ingress.attempts import Attempts, Made, Run, temperature_of, used
+from deployments.ingress.attempts import Attempts, Made, Run, temperature_of
 from deployments.ingress.course import Bind, Course, fall_back
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
 from deployments.ingress.exchange import Exchange
@@ -97,7 +97,8 @@ class FeedbackLoop:
         finally:
             for one in run.made:
                 if one is not run.chosen:
-                    self._services.metrics.spent(one.attempt.model, one.usage)
+                    usage = one.usage if one.answer is None else course.used(one.answer)
+                    self._services.metrics.spent(one.attempt.model, usage)
 
     async def _attempt(self, run: Run, span: RequestSpan) -> Settled | None:
         """Make one attempt and decide what follows; None: another one, which the course is set on."""
@@ -152,7 +153,7 @@ class FeedbackLoop:
             if not run.made or one.reply is None or one.reply.status == 200:
                 return one
             code = f"status {one.reply.status}"
-        usage = TokenUsage() if course.answer is None else used(course, course.answer, course.answer.reply)
+        usage = TokenUsage() if course.answer is None else course.used(course.answer)
         seconds = asyncio.get_running_loop().time() - began
         tokens = usage.prompt_tokens + usage.completion_tokens
         failed = Attempt(model, temperature_of(course), tokens=tokens, seconds=seconds, failed=code, kept=False)
@@ -162,6 +163,7 @@ class FeedbackLoop:
     def _follow(self, run: Run) -> Step:
         """The step after the attempts made, once it can be taken; the course is set on it."""
         while True:
+            run.forget_lost()
             ready = {name for name, health in self._services.health.models().items() if health.healthy}
             attempts = [one.attempt for one in run.made]
             now_s = asyncio.get_running_loop().time()
@@ -170,9 +172,13 @@ class FeedbackLoop:
             if isinstance(step, Accept) and step.attempt == len(run.made) - 1:
                 return step
             run.course.spend(run.made[-1].usage)
-            if isinstance(step, Accept | Template):
+            if isinstance(step, Accept):
                 return step
-            run.prune()
+            if isinstance(step, Template):
+                # It is charged, and its model need not wait for the caller to read the passages.
+                run.course.leave()
+                return step
+            run.prune(self._services.config.ingress.limits.max_buffered_bytes_per_stream)
             if self._turn(run.course, step):
                 return step
             model = step.model if isinstance(step, Escalate) else attempts[-1].model

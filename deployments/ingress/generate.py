@@ -185,7 +185,9 @@ def _usage(reply: EngineReply, course: Course) -> TokenUsage:
     answer, spent = course.answer, course.spent
     usage = reply.usage
     unfinished = reply.status in (failures.CLIENT_GONE, failures.STREAM_BROKEN)
-    if unfinished and answer is not None and answer.replica_id is not None and usage == TokenUsage():
+    if unfinished and answer is not None and answer.reply is not None:
+        usage = answer.reply.usage
+    elif unfinished and answer is not None and answer.replica_id is not None and usage == TokenUsage():
         prompt = course.request.prompt_tokens_estimate
         made = answer.events if course.streams else tokens_at_most(course.request) - prompt
         usage = TokenUsage(prompt_tokens=prompt, completion_tokens=made)

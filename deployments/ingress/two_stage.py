@@ -20,7 +20,6 @@ from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply
 from deployments.ingress import failures
 from deployments.ingress.answers import MadeAnswer, texts_of
-from deployments.ingress.attempts import used
 from deployments.ingress.choosing import Bound, Choosing, tokens_at_most
 from deployments.ingress.course import Course, dispatch, engine_request
 from deployments.ingress.dispatch import NoReplicaError, QueueFullError
@@ -68,7 +67,9 @@ class TwoStage:
         if facts.status != 200:
             return await send_whole(exchange, made.answer, facts, provenance, span)
         reply, provenance = await self._reworded(course, facts, provenance, span, settle_by_s)
-        answer = made.answer if reply is facts else course.answer
+        if reply is facts and course.answer is not made.answer:
+            course.resume(made.answer)
+        answer = course.answer
         if not streams:
             return await send_whole(exchange, answer, reply, provenance, span)
         said = MadeAnswer(
@@ -108,7 +109,9 @@ class TwoStage:
                         reply, verdict = await self._reword(course, text, span, attempt_span)
                 except TimeoutError:
                     if course.answer is not None:
-                        course.spend(used(course, course.answer, None))
+                        usage = course.used(course.answer)
+                        course.spend(usage)
+                        self._services.metrics.spent(decision.model, usage)
                     course.close()
                     verdict = Verdict(False, NAME, "no time was left to reword it")
                 attempt_span.verdict(verdict)
@@ -164,7 +167,7 @@ class TwoStage:
                 pass
             reply = failures.require_reply(answer.reply)
         except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
-            course.spend(used(course, answer, None))
+            course.spend(course.used(answer))
             code = failures.to_api_error(error, self._services.config).code
             return None, Verdict(False, NAME, f"it was not reworded ({code})")
         if reply.status != 200:

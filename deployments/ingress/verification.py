@@ -86,7 +86,8 @@ class Verification:
             said.extend(compared)
         for text in texts:
             if checks.hook is not None and all(verdict.ok for verdict in said):
-                said.append(await self._hooks.judge(checks.hook, question, text, feedback.hook_timeout_s))
+                limit_s = _time_for(course, feedback.hook_timeout_s)
+                said.append(await self._hooks.judge(checks.hook, question, text, limit_s))
         for text in texts:
             if checks.verifier and all(verdict.ok for verdict in said):
                 said.append(await self.ask(compact.right_answer(question, text), course, span, headers, compact.NAME))
@@ -106,11 +107,12 @@ class Verification:
             return Verdict(False, name, f"no model of the role {feedback.verifier_role} is ready")
         if _spent(course) + _tokens_of(body) > feedback.max_tokens:
             return Verdict(False, name, f"asking the verifier would pass {feedback.max_tokens} tokens")
+        limit_s = _time_for(course, feedback.verifier_timeout_s)
         try:
-            async with asyncio.timeout(feedback.verifier_timeout_s):
+            async with asyncio.timeout(limit_s):
                 reply = await self._asked(model, body, course, span.request_id, headers)
         except TimeoutError:
-            return Verdict(False, name, f"the verifier took longer than {feedback.verifier_timeout_s:g} s")
+            return Verdict(False, name, f"the verifier took longer than {limit_s:.3g} s")
         except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
             return Verdict(False, name, f"the verifier gave no answer ({type(error).__name__})")
         return _judgement(reply, feedback.verifier_threshold, name)
@@ -129,16 +131,18 @@ class Verification:
             tenant=course.tenant,
         )
         answer = services.clients[model].answer(request, services.config.ingress.limits.max_buffered_bytes_per_stream)
-        course.extra.append(course.counted(answer, model))
-        usage = TokenUsage()
+        course.extra.append(course.counted(answer, model, _tokens_of(body)))
         try:
             while await answer.next() is not None:
                 pass
-            reply = failures.require_reply(answer.reply)
-            usage = reply.usage
-            return reply
+            return failures.require_reply(answer.reply)
         finally:
             answer.close()
+            usage = TokenUsage()
+            if answer.reply is not None:
+                usage = answer.reply.usage
+            elif answer.replica_id is not None:
+                usage = TokenUsage(prompt_tokens=_tokens_of(body))
             if answer in course.extra:
                 course.extra.remove(answer)
             course.spend(usage)
@@ -154,6 +158,11 @@ def _judgement(reply: EngineReply, threshold: float, name: str) -> Verdict:
     except ValueError:
         return Verdict(False, name, "the verifier's answer is not JSON")
     return compact.read_judgement(parsed, threshold, name)
+
+
+def _time_for(course: Course, limit_s: float) -> float:
+    """Seconds that a check may take: its own limit, and no more than the request has."""
+    return max(0.0, min(limit_s, course.check_by_s - asyncio.get_running_loop().time()))
 
 
 def _ready(state: ModelState | None) -> bool:

@@ -115,7 +115,7 @@ def test_more_load_never_turns_a_rejection_into_less(
     asking: Asking, room: Room, requests: int, tokens: int, ahead: list[Asking], more: Asking, drain: float | None
 ) -> None:
     waiting = [Waiting(one, 0.0, number) for number, one in enumerate(ahead)]
-    terms = Terms(1.0, AGING_S, 0.5, drain)
+    terms = Terms(1.0, AGING_S, 0.5, drain, drain)
     before = decide(asking, room, Held(requests, tokens), Line(waiting), terms)
     # One that is less urgent is in nobody's way; what it does to a line that is full, `Hall` shows.
     more = replace(more, latency_class=min(more.latency_class, asking.latency_class, key=RANKS.__getitem__))

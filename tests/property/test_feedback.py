@@ -59,7 +59,9 @@ def test_attempts_end_within_their_bounds(
         assert len(attempts) < held.max_attempts
         assert now_s + max(made.seconds for made in attempts) < held.deadline_s
         dearest = max(max(made.tokens, made.tokens_at_most) for made in attempts)
-        assert check_tokens + sum(made.tokens for made in attempts) + dearest <= held.max_tokens
+        going_on = [made for made in attempts if made.kept and not held.template]
+        more = sum(max(0, made.tokens_at_most - made.tokens) for made in going_on)
+        assert check_tokens + sum(made.tokens for made in attempts) + more + dearest <= held.max_tokens
         if isinstance(step, Requery):
             assert temperature is None or step.temperature < temperature
             assert [made.model for made in attempts].count(model) == 1

@@ -77,7 +77,11 @@ async def test_two_stages_are_explained_by_who_finds_the_facts(ingress: BareIngr
 
 
 async def test_what_the_contract_refuses_is_refused(ingress: BareIngress) -> None:
-    for more in ({"max_tokens": 100_000}, {"temperature": 0.7, "pointsman": {"business_critical": True}}):
+    for more in (
+        {"max_tokens": 100_000},
+        {"temperature": 0.7, "pointsman": {"business_critical": True}},
+        {"pointsman": {"verify": {"regex": "(?=a)b"}}},
+    ):
         said = [await ingress.post(path, chat(**more)) for path in (ROUTE, CHAT)]
         assert said[0].status == 400
         assert said[0].error == said[1].error

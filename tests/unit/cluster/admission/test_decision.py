@@ -18,7 +18,7 @@ def line(*askings: Asking) -> Line:
 
 
 def terms(drain: float | None = None, share: float = 1.0, now_s: float = 1.0) -> Terms:
-    return Terms(now_s, aging_s=10.0, tenant_share=share, drain_per_s=drain)
+    return Terms(now_s, aging_s=10.0, tenant_share=share, drain_per_s=drain, retry_per_s=drain)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,12 @@ def test_a_wait_that_outlasts_the_request_is_refused_at_once() -> None:
     decision = decide(asking(timeout_s=5), ROOM, Held(4), line(asking()), terms(0.1))
     assert (decision.outcome, decision.status) == (Outcome.REJECTED, 503)
     assert "longer than the 5 s" in decision.reason
+
+
+def test_nobody_is_refused_for_a_pace_that_is_not_known() -> None:
+    guessed = Terms(16.0, aging_s=10.0, tenant_share=1.0, drain_per_s=None, retry_per_s=1 / 16)
+    decision = decide(asking(timeout_s=60), ROOM, Held(4), line(*[asking()] * 3), guessed)
+    assert (decision.outcome, decision.retry_after_s) == (Outcome.QUEUED, 60)
 
 
 def test_the_less_urgent_are_in_nobodys_way() -> None:

@@ -37,9 +37,20 @@ def test_what_ended_long_ago_does_not_count() -> None:
 
 def test_where_nothing_ends_the_rate_is_below_one_end_in_that_time() -> None:
     drain = Drain()
+    assert drain.at_most_per_s(4.0) is None
     drain.wait(True, 0.0)
-    assert drain.per_s(4.0) == pytest.approx(0.25)
-    assert drain.per_s(400.0) == pytest.approx(1 / WINDOW_S)
+    assert drain.per_s(4.0) is None
+    assert drain.at_most_per_s(4.0) == pytest.approx(0.25)
+    assert drain.at_most_per_s(400.0) == pytest.approx(1 / WINDOW_S)
+
+
+def test_a_few_ends_may_be_too_few() -> None:
+    drain = Drain()
+    drain.wait(True, 0.0)
+    for at in range(3):
+        drain.ended(20.0 + at)
+    assert drain.per_s(25.0, ends=4) is None
+    assert drain.per_s(25.0, ends=3) == pytest.approx(3 / 25)
 
 
 def test_many_ends_are_counted_over_their_own_time() -> None:
