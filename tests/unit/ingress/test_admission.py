@@ -197,7 +197,7 @@ async def test_retry_after_says_what_the_line_took() -> None:
     waiting = [Guest(admission, asking()) for _ in range(4)]
     await asyncio.sleep(1.3)
     # Nothing ended in 1.3 s, so five take 6.5 s at best.
-    assert 5 <= admission.retry_after_s("alpha") <= 10
+    assert 5 <= admission.retry_after_s("alpha") <= 30
     assert int((await refusal(admission, asking())).headers["retry-after"]) >= 5
     for guest in (first, *waiting):
         await guest.go()

@@ -246,11 +246,11 @@ async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> No
 
 async def test_time_in_the_queue_counts(ingress: BareIngress, monkeypatch: pytest.MonkeyPatch) -> None:
     contracts = ingress.services.config.contracts
-    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 1.0}))
+    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 2.5}))
 
     @asynccontextmanager
     async def queue(*_: object) -> AsyncIterator[None]:
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5)
         yield
 
     monkeypatch.setattr(ingress.services.admission, "enter", queue)
