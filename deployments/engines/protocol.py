@@ -81,6 +81,11 @@ class TokenUsage:
     truncated_turns: int = 0
     truncated_tokens: int = 0
 
+    @property
+    def total(self) -> int:
+        """Prompt and completion tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReply:

@@ -152,7 +152,7 @@ class Attempts:
             model=course.decision.model,
             temperature=temperature_of(course),
             confidence=score_of(known),
-            tokens=usage.prompt_tokens + usage.completion_tokens,
+            tokens=usage.total,
             tokens_at_most=0 if reply is not None else tokens_at_most(course.request),
             seconds=loop.time() - began,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.api.chat import ChatRequest
@@ -39,7 +38,7 @@ class Choosing:
     async def first(self, request: ApiRequest, *, explain: bool = False) -> Chosen:
         """The first decision about a request; one of two stages goes to the role of facts first. Raises `ApiError`."""
         config = self._services.config
-        if _two_stage(request):
+        if not isinstance(request, EmbeddingRequest) and request.knobs.two_stage:
             check_two_stage(request, config)
             request = replace(request, model=config.routing.feedback.facts_role)
         return self.decide(request, await self._services.intents.read(request), explain=explain)
@@ -71,7 +70,7 @@ def check_two_stage(request: ApiRequest, config: ClusterConfig) -> None:
     feedback = config.routing.feedback
     if feedback.max_attempts < 2:
         raise bad_request(field, f"`{field}` takes two attempts, and this cluster allows one; leave it out.")
-    for role in _roles(config):
+    for role in (feedback.facts_role, feedback.fluency_role, feedback.verifier_role):
         if not config.models_of(role):
             raise bad_request(field, f"`{field}` needs a model of the role {role}, and this cluster has none.")
 
@@ -81,12 +80,3 @@ def tokens_at_most(request: ApiRequest) -> int:
     if isinstance(request, EmbeddingRequest):
         return request.prompt_tokens_estimate
     return request.prompt_tokens_estimate + (request.max_tokens or 0) * request.sequences
-
-
-def _two_stage(request: ApiRequest) -> bool:
-    return not isinstance(request, EmbeddingRequest) and request.knobs.two_stage
-
-
-def _roles(config: ClusterConfig) -> Sequence[str]:
-    feedback = config.routing.feedback
-    return feedback.facts_role, feedback.fluency_role, feedback.verifier_role

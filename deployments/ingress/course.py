@@ -15,6 +15,7 @@ from cluster.contracts import Contract
 from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
 from deployments.ingress.account import Account, Call
+from deployments.ingress.choosing import Bound
 from deployments.ingress.dispatch import Answer
 from deployments.ingress.parked import Parked
 from deployments.ingress.provenance import Judgement
@@ -26,7 +27,7 @@ MARGIN: Final = 0.05
 CHECK_MARGIN: Final = 0.07
 """The same for checks, which end a little earlier: an answer that could not be checked is none the less an answer."""
 
-Bind = Callable[[ApiRequest, RouteDecision], tuple[RouteDecision, Contract, ApiRequest]]
+Bind = Callable[[ApiRequest, RouteDecision], Bound]
 """Holds a request to the contract that a decision means. Raises `ApiError` 400 if it cannot be kept."""
 
 

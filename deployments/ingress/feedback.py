@@ -155,8 +155,7 @@ class FeedbackLoop:
             code = f"status {one.reply.status}"
         usage = TokenUsage() if course.answer is None else course.used(course.answer)
         seconds = asyncio.get_running_loop().time() - began
-        tokens = usage.prompt_tokens + usage.completion_tokens
-        failed = Attempt(model, temperature_of(course), tokens=tokens, seconds=seconds, failed=code, kept=False)
+        failed = Attempt(model, temperature_of(course), tokens=usage.total, seconds=seconds, failed=code, kept=False)
         course.stop()
         return Made(failed, course.decision, course.answer, usage=usage)
 

@@ -150,9 +150,7 @@ class TwoStage:
             bound = self._choosing.bind(_rewording(request, text), self._choosing.decide(request).decision)
         except ApiError as error:
             return f"no model can reword it ({error.code})"
-        spent = course.spent.prompt_tokens + course.spent.completion_tokens
-        spent += facts.usage.prompt_tokens + facts.usage.completion_tokens
-        if spent + tokens_at_most(bound[2]) > feedback.max_tokens:
+        if course.spent.total + facts.usage.total + tokens_at_most(bound[2]) > feedback.max_tokens:
             return f"rewording it could pass {feedback.max_tokens} tokens"
         return bound
 

@@ -105,12 +105,13 @@ class Verification:
         )
         if model is None:
             return Verdict(False, name, f"no model of the role {feedback.verifier_role} is ready")
-        if _spent(course) + _tokens_of(body) > feedback.max_tokens:
+        tokens = _tokens_of(body)
+        if _spent(course) + tokens > feedback.max_tokens:
             return Verdict(False, name, f"asking the verifier would pass {feedback.max_tokens} tokens")
         limit_s = _time_for(course, feedback.verifier_timeout_s)
         try:
             async with asyncio.timeout(limit_s):
-                reply = await self._asked(model, body, course, span.request_id, headers)
+                reply = await self._asked(model, body, tokens, course, span.request_id, headers)
         except TimeoutError:
             return Verdict(False, name, f"the verifier took longer than {limit_s:.3g} s")
         except (NoReplicaError, QueueFullError, ReplicaLostError, SlowReaderError) as error:
@@ -118,9 +119,9 @@ class Verification:
         return _judgement(reply, feedback.verifier_threshold, name)
 
     async def _asked(
-        self, model: str, body: JsonObject, course: Course, request_id: str, headers: dict[str, str]
+        self, model: str, body: JsonObject, tokens: int, course: Course, request_id: str, headers: dict[str, str]
     ) -> EngineReply:
-        """What a model answers to `body`; charged to the course."""
+        """What a model answers to `body`, of about `tokens` tokens; charged to the course."""
         services = self._services
         course.checked += 1
         request = EngineRequest(
@@ -131,7 +132,7 @@ class Verification:
             tenant=course.tenant,
         )
         answer = services.clients[model].answer(request, services.config.ingress.limits.max_buffered_bytes_per_stream)
-        course.extra.append(course.counted(answer, model, _tokens_of(body)))
+        course.extra.append(course.counted(answer, model, tokens))
         try:
             while await answer.next() is not None:
                 pass
@@ -142,11 +143,11 @@ class Verification:
             if answer.reply is not None:
                 usage = answer.reply.usage
             elif answer.replica_id is not None:
-                usage = TokenUsage(prompt_tokens=_tokens_of(body))
+                usage = TokenUsage(prompt_tokens=tokens)
             if answer in course.extra:
                 course.extra.remove(answer)
             course.spend(usage)
-            course.check_tokens += usage.prompt_tokens + usage.completion_tokens
+            course.check_tokens += usage.total
             services.metrics.spent(model, usage)
 
 
@@ -173,8 +174,7 @@ def _ready(state: ModelState | None) -> bool:
 def _spent(course: Course) -> int:
     """Tokens that a request took so far, the answer at hand included."""
     reply = None if course.answer is None else course.answer.reply
-    spent = (course.spent, TokenUsage() if reply is None else reply.usage)
-    return sum(usage.prompt_tokens + usage.completion_tokens for usage in spent)
+    return course.spent.total + (0 if reply is None else reply.usage.total)
 
 
 def _tokens_of(body: JsonObject) -> int:

@@ -17,7 +17,7 @@ LOCKS = ("cpu.txt", "gpu.txt", "torch-cpu.txt", "torch-pypi.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # What no tracked text may hold: home folders and work folders, and package registries.
 MACHINE_PATHS = re.compile(
-    r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+|tmp/pm\w*)(?:/|\b)"
+    r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+)(?:/|\b)"
     r"|\b(?:pypi|pythonhosted|download\.pytorch)\.org|(?:index-url|find-links)[ =]"
 )
 

@@ -244,16 +244,21 @@ async def test_a_key_is_charged_for_all_that_was_computed(state_dir: Path) -> No
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (30, 15)
 
 
-async def test_time_in_the_queue_counts(ingress: BareIngress, monkeypatch: pytest.MonkeyPatch) -> None:
+def waits(ingress: BareIngress, monkeypatch: pytest.MonkeyPatch, seconds: float, of_s: float) -> None:
+    """Requests to `fast`, which allows `of_s` seconds, wait this long for their model."""
     contracts = ingress.services.config.contracts
-    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 2.5}))
+    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": of_s}))
 
     @asynccontextmanager
     async def queue(*_: object) -> AsyncIterator[None]:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(seconds)
         yield
 
     monkeypatch.setattr(ingress.services.admission, "enter", queue)
+
+
+async def test_time_in_the_queue_counts(ingress: BareIngress, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits(ingress, monkeypatch, 1.5, of_s=2.5)
     ingress.clients["mini"].behaviour = says("first", 0.1)
     hang(ingress.clients["dense"])
     reply = await ingress.post(CHAT, chat(temperature=0, pointsman={"grounding": False}))
@@ -263,15 +268,7 @@ async def test_time_in_the_queue_counts(ingress: BareIngress, monkeypatch: pytes
 async def test_who_waits_for_all_of_its_time_is_told_when_to_come_back(
     ingress: BareIngress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contracts = ingress.services.config.contracts
-    monkeypatch.setitem(contracts, "fast", contracts["fast"].model_copy(update={"timeout_s": 0.1}))
-
-    @asynccontextmanager
-    async def queue(*_: object) -> AsyncIterator[None]:
-        await asyncio.sleep(9)
-        yield
-
-    monkeypatch.setattr(ingress.services.admission, "enter", queue)
+    waits(ingress, monkeypatch, 9.0, of_s=0.1)
     reply = await ingress.post(CHAT, chat())
     assert (reply.status, reply.error["code"]) == (503, "saturated")
     assert int(reply.headers["retry-after"]) >= 1
