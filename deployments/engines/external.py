@@ -22,6 +22,7 @@ from cluster.telemetry import names
 from deployments.engines import external_errors
 from deployments.engines.external_answer import MAX_RESPONSE_BYTES, drain, plain_answer, read_all, read_start
 from deployments.engines.external_events import StreamRelay
+from deployments.engines.kv_precision import FixedKvPrecision
 from deployments.engines.protocol import (
     Emit,
     Endpoint,
@@ -55,7 +56,7 @@ class _Outcome:
     response_model: str | None = None
 
 
-class ExternalEngine:
+class ExternalEngine(FixedKvPrecision):
     """Forwards requests to an upstream.
 
     The upstream learns nothing about the caller's trace unless its config says `forward_trace_context`. `transport` stands

@@ -15,6 +15,7 @@ import msgspec
 
 from cluster.api.json_body import JsonObject
 from cluster.routing.confidence import TokenConfidence
+from deployments.engines.kv_precision import KvSwitch, KvUse
 
 Emit = Callable[[bytes], None]
 """Takes one or more whole server-sent events, encoded (`data: {...}\\n\\n`). Never blocks, never raises.
@@ -105,6 +106,8 @@ class EngineReply:
     """Seconds after which a request refused with 429 or 503 may be sent again; None: the engine does not know."""
     confidence: TokenConfidence | None = None
     """How sure the model was of its tokens; None: it was not asked, or the engine cannot tell."""
+    kv: KvUse = field(default_factory=KvUse)
+    """What it met in the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,20 @@ class EngineStats:
     """KV blocks in the pool."""
     kv_block_tokens: int = 0
     """Tokens that a block holds."""
+    kv_precision: str = ""
+    """Number format of the KV cache, for example `bfloat16`; empty: the engine has none."""
+    kv_switches: int = 0
+    """Changes of that format since start."""
+    kv_evictions: int = 0
+    """KV blocks with cached content that were given to other requests, since start."""
+    kv_lifetime_s: float = 0.0
+    """Seconds that these had been cached for, added up."""
     preemptions: int = 0
-    """Preemptions since start."""
+    """Preemptions for want of KV blocks, since start."""
+    forced_preemptions: int = 0
+    """Preemptions by changes of KV precision, since start."""
+    recomputed_tokens: int = 0
+    """Tokens whose KV was computed again after a preemption of either kind, since start."""
     prefix_queries: int = 0
     """Tokens looked up in the prefix cache since start."""
     prefix_hits: int = 0
@@ -150,6 +165,17 @@ class Engine(Protocol):
     kind: str
     """`vllm`, `simulated`, `encoder` or `external`; shown in `/v1/models`, responses and reports."""
 
+    @property
+    def kv_precisions(self) -> tuple[str, ...]:
+        """KV precisions that it can change to while it runs, `auto` for the model's own; empty: it cannot change.
+
+        Known once it has started.
+        """
+
+    @property
+    def kv_blockers(self) -> tuple[str, ...]:
+        """Why it cannot change, each by name; empty: it can."""
+
     async def start(self) -> None:
         """Load the model. Raises `EngineStartError`."""
 
@@ -158,6 +184,12 @@ class Engine(Protocol):
 
         Raises `EngineDeadError` if the engine died; anything a user can cause comes back as an `EngineReply` with a
         4xx status.
+        """
+
+    async def set_kv_precision(self, precision: str) -> KvSwitch:
+        """Change the KV precision; requests under way are kept, and computed again.
+
+        Raises `KvPrecisionError` if nothing has changed, and `EngineDeadError` if the engine ended over it.
         """
 
     def stats(self) -> EngineStats:

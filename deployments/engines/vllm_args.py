@@ -140,6 +140,10 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
         # fail in the other, in the middle of an answer. One backend refuses at once what it cannot do.
         structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
         distributed_executor_backend="uni" if in_process else None,
+        worker_extension_cls="deployments.engines.vllm_kv_worker.KvPrecisionWorker",
+        # Every block: one that is counted costs a microsecond, and few of them make a pool.
+        kv_cache_metrics=True,
+        kv_cache_metrics_sample=1.0,
         disable_log_stats=False,
         enable_log_requests=False,
         trust_remote_code=False,

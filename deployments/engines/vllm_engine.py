@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from cluster.api.json_body import JsonObject
+    from deployments.engines.kv_precision import KvSwitch
+    from deployments.engines.vllm_kv import VllmKv
     from deployments.engines.vllm_openai import OpenAILayer
     from deployments.engines.vllm_window import ChatWindow
 
@@ -51,6 +53,9 @@ class VllmEngine:
         self._engine: AsyncLLM | None = None
         self._layer: OpenAILayer | None = None
         self._window: ChatWindow | None = None
+        self._kv: VllmKv | None = None
+        self._changing = asyncio.Lock()
+        self._switches = 0
         self._neutralise: Callable[[object], object] = lambda value: value
 
     async def start(self) -> None:
@@ -87,6 +92,7 @@ class VllmEngine:
 
     async def _attach(self) -> None:
         from deployments.engines import vllm_internals
+        from deployments.engines.vllm_kv import VllmKv
         from deployments.engines.vllm_openai import OpenAILayer
         from deployments.engines.vllm_tokenizing import guard_special_tokens
 
@@ -98,8 +104,9 @@ class VllmEngine:
             from deployments.engines.vllm_window import ChatWindow
 
             self._window = ChatWindow(self._layer.renderer, config.kv_window_tokens, engine.model_config.max_model_len)
-        cache = engine.vllm_config.cache_config
-        self._keeper.sized(cache.num_gpu_blocks or 0, cache.block_size)
+        self._kv = VllmKv(engine)
+        await self._kv.detect()
+        self._sized()
         await self.heartbeat()
         # One throw-away token: the first real request does not pay for lazy set-up.
         await self._warm_up()
@@ -109,10 +116,11 @@ class VllmEngine:
     async def run(self, request: EngineRequest, emit: Emit) -> EngineReply:
         """Serve one request; see `Engine.run`."""
         from deployments.engines.vllm_judging import meter
+        from deployments.engines.vllm_kv import Watched, watched
         from deployments.engines.vllm_openai import bare_request, usage_of
         from deployments.engines.vllm_tokenizing import prompt_limit
 
-        if self._layer is None:
+        if self._layer is None or self._kv is None:
             raise EngineDeadError(f"model {self._launch.name!r} has not started")
         raw = bare_request(request.request_id, request.trace_headers)
         body = cast("JsonObject", self._neutralise(dict(request.body)))
@@ -122,6 +130,8 @@ class VllmEngine:
         prompt_limit.set(request.max_prompt_tokens)
         judging = ConfidenceMeter(self._calibration) if request.judge else None
         meter.set(judging)
+        notes = Watched([])
+        watched.set(notes)
         truncated = TokenUsage()
         try:
             if self._window is not None:
@@ -144,6 +154,7 @@ class VllmEngine:
         return replace(
             reply,
             confidence=judging.result() if judging is not None else None,
+            kv=await self._kv.used(notes),
             usage=replace(
                 usage, truncated_turns=truncated.truncated_turns, truncated_tokens=truncated.truncated_tokens
             ),
@@ -216,7 +227,34 @@ class VllmEngine:
             snapshot = await core_snapshot(engine)
         except Exception as error:
             raise EngineDeadError(f"the engine of model {self._launch.name!r} does not answer: {error}") from error
+        self._keeper.recount(snapshot.forced, snapshot.recomputed)
         self._keeper.observe(snapshot.running, snapshot.waiting, snapshot.kv_usage)
+
+    @property
+    def kv_precisions(self) -> tuple[str, ...]:
+        """What the KV precision can change to; see `Engine.kv_precisions`."""
+        return () if self._kv is None else self._kv.precisions
+
+    @property
+    def kv_blockers(self) -> tuple[str, ...]:
+        """Why it cannot change; see `Engine.kv_blockers`."""
+        return () if self._kv is None else self._kv.blockers
+
+    async def set_kv_precision(self, precision: str) -> KvSwitch:
+        """Change the KV precision between two engine steps; see `Engine.set_kv_precision`. One change at a time."""
+        async with self._changing:
+            if self._kv is None:
+                raise EngineDeadError(f"the engine of model {self._launch.name!r} is closed")
+            switch = await self._kv.switch(precision)
+            if switch.before != switch.after:
+                self._switches += 1
+                self._keeper.force(switch.preempted)
+                self._sized()
+            return switch
+
+    def _sized(self) -> None:
+        if self._kv is not None:
+            self._keeper.sized(self._kv.blocks, self._kv.block_tokens, self._kv.precision, self._switches)
 
     def pids(self) -> tuple[int, ...]:
         """The engine core's process. Workers, where there are several devices, are its children and end with it."""
@@ -231,7 +269,7 @@ class VllmEngine:
         pids = self.pids()
         engine, self._engine = self._engine, None
         # They hold the engine, too, and it complains if it is collected while the interpreter ends.
-        self._layer = self._window = None
+        self._layer = self._window = self._kv = None
         if engine is not None:
             await asyncio.to_thread(functools.partial(engine.shutdown, timeout=5.0))
             # vLLM sends a last SIGKILL and does not wait for what it does.

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deployments.engines import vllm_kv_core as kv
 from deployments.engines.protocol import EngineStartError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 SUPPORTED_VERSION = "0.32.0"
 
 SNAPSHOT_METHOD = "pointsman_snapshot"
+BLOCKERS_METHOD = "pointsman_kv_blockers"
+PRECISION_METHOD = "pointsman_set_kv_precision"
+LOST_METHOD = "pointsman_lost"
 
 CONTEXT_CLOSE_S = 1.0
 
@@ -35,6 +39,10 @@ class CoreSnapshot:
     waiting: int
     kv_usage: float
     """Fraction of KV blocks in use, 0 to 1."""
+    forced: int = 0
+    """Preemptions by changes of KV precision, since start."""
+    recomputed: int = 0
+    """Tokens whose KV was computed again after a preemption, since start."""
 
 
 def check_version() -> None:
@@ -52,15 +60,30 @@ def check_version() -> None:
 def _snapshot(core: EngineCore) -> list[float]:
     """Runs in the engine core between two steps, so it also proves that the core's loop turns."""
     scheduler: Any = core.scheduler
-    return [len(scheduler.running), len(scheduler.waiting), scheduler.kv_cache_manager.usage]
+    usage = scheduler.kv_cache_manager.usage
+    return [len(scheduler.running), len(scheduler.waiting), usage, kv.LEDGER.forced, kv.LEDGER.recomputed]
+
+
+def _lost(_core: EngineCore, request_id: str) -> list[int]:
+    return kv.LEDGER.take(request_id)
 
 
 def install_in_engine_core() -> None:
-    """Called in every engine process by vLLM's plugin hook: the heartbeat's method, and seeds that a CPU survives."""
+    """Called in every engine process by vLLM's plugin hook: methods of ours, and seeds that a CPU survives."""
     from vllm.platforms import current_platform
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched import scheduler
     from vllm.v1.engine.core import EngineCore
 
-    setattr(EngineCore, SNAPSHOT_METHOD, _snapshot)
+    methods = {
+        SNAPSHOT_METHOD: _snapshot,
+        BLOCKERS_METHOD: kv.blockers,
+        PRECISION_METHOD: kv.set_kv_precision,
+        LOST_METHOD: _lost,
+    }
+    for name, method in methods.items():
+        setattr(EngineCore, name, method)
+    kv.install(scheduler, KVCacheManager)
     if current_platform.is_cpu():
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -91,8 +114,8 @@ def keep_seeds_of_partial_prompts(runner: type[Any]) -> None:
 
 async def core_snapshot(engine: AsyncLLM) -> CoreSnapshot:
     """Ask the engine core for its state. Returns once the core has finished the step that it is in."""
-    running, waiting, usage = await engine.engine_core.call_utility_async(SNAPSHOT_METHOD)
-    return CoreSnapshot(int(running), int(waiting), float(usage))
+    running, waiting, usage, forced, recomputed = await engine.engine_core.call_utility_async(SNAPSHOT_METHOD)
+    return CoreSnapshot(int(running), int(waiting), float(usage), int(forced), int(recomputed))
 
 
 def require_core_pids(engine: AsyncLLM) -> None:
@@ -144,6 +167,7 @@ def check_parts() -> None:
     check_version()
     from vllm.renderers.base import BaseRenderer
     from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.core_client import AsyncMPClient
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -153,6 +177,11 @@ def check_parts() -> None:
     for owner, name in (
         (AsyncMPClient, "call_utility_async"),
         (EngineCore, "step"),
+        (EngineCore, "_initialize_kv_caches"),
+        (Scheduler, "_preempt_request"),
+        (Scheduler, "reset_prefix_cache"),
+        (KVCacheManager, "record_prefix_cache_stats"),
+        (KVCacheManager, "prefix_cache_lookup_enabled"),
         (CPUModelRunner, "sample_tokens"),
         (BaseRenderer, "_tokenize_prompt"),
         (BaseRenderer, "_build_tokens_prompt"),

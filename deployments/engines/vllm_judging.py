@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from cluster.routing.confidence import TOP, ConfidenceMeter
+from deployments.engines.vllm_kv import watch, watched
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -33,11 +34,13 @@ class JudgingClient:
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """`AsyncLLM.generate`, judged if `meter` is set."""
-        taking = meter.get()
+        """`AsyncLLM.generate`, judged if `meter` is set, its preemptions noted if `watched` is."""
+        taking, notes = meter.get(), watched.get()
         if taking is None:
-            return self._engine.generate(prompt, sampling_params, request_id, **options)
-        return self._judged(taking, prompt, sampling_params, request_id, options)
+            outputs = self._engine.generate(prompt, sampling_params, request_id, **options)
+        else:
+            outputs = self._judged(taking, prompt, sampling_params, request_id, options)
+        return outputs if notes is None else watch(outputs, request_id, notes)
 
     async def _judged(
         self, taking: ConfidenceMeter, prompt: Any, sampling_params: SamplingParams, request_id: str, options: Any

@@ -20,14 +20,25 @@ class StatsKeeper:
     def __init__(self) -> None:
         self.stats = EngineStats()
         self._prompt = self._generated = self._preempted = self._queries = self._hits = 0
+        self._evictions, self._lifetime_s = 0, 0.0
 
     def logger(self, vllm_config: VllmConfig, engine_index: int = 0) -> StatLoggerBase:
         """vLLM's factory call."""
         return _StepLogger(self, vllm_config, engine_index)
 
-    def sized(self, blocks: int, block_tokens: int) -> None:
-        """Note the pool's size once the engine knows it."""
-        self.stats = replace(self.stats, kv_blocks=blocks, kv_block_tokens=block_tokens)
+    def sized(self, blocks: int, block_tokens: int, precision: str, switches: int = 0) -> None:
+        """Note the pool's size and number format once the engine knows them, and after each change."""
+        self.stats = replace(
+            self.stats, kv_blocks=blocks, kv_block_tokens=block_tokens, kv_precision=precision, kv_switches=switches
+        )
+
+    def force(self, preempted: int) -> None:
+        """Note preemptions by a change of precision."""
+        self.stats = replace(self.stats, forced_preemptions=self.stats.forced_preemptions + preempted)
+
+    def recount(self, forced: int, recomputed: int) -> None:
+        """Note what the engine core said of preemptions: those by changes of precision, and what all of them cost."""
+        self.stats = replace(self.stats, forced_preemptions=forced, recomputed_tokens=recomputed)
 
     def observe(self, running: int, waiting: int, kv_usage: float) -> None:
         """Note what the engine core said of its queues and pool."""
@@ -36,7 +47,10 @@ class StatsKeeper:
             running=running,
             waiting=waiting,
             kv_usage=kv_usage,
-            preemptions=self._preempted,
+            # Forced ones are told by the core before they show among all, so the difference may fall behind for a moment.
+            preemptions=max(self.stats.preemptions, self._preempted - self.stats.forced_preemptions),
+            kv_evictions=self._evictions,
+            kv_lifetime_s=self._lifetime_s,
             prefix_queries=self._queries,
             prefix_hits=self._hits,
             prompt_tokens=self._prompt,
@@ -52,6 +66,9 @@ class StatsKeeper:
         if scheduler is not None:
             self._queries += scheduler.prefix_cache_stats.queries
             self._hits += scheduler.prefix_cache_stats.hits
+            for event in scheduler.kv_cache_eviction_events:
+                self._evictions += 1
+                self._lifetime_s += event.lifetime_seconds
             self.observe(scheduler.num_running_reqs, scheduler.num_waiting_reqs, scheduler.kv_cache_usage)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from zlib import crc32
 
+from deployments.engines.kv_precision import KvUse
 from deployments.engines.protocol import Emit, EngineReply, TokenUsage
 from deployments.engines.simulated.core import Generated
 from deployments.engines.simulated.pretence import Pretence
@@ -77,6 +78,15 @@ class Active:
             for texts, reason in zip(self._texts, self._reasons, strict=True)
         ]
         return EngineReply(status=200, body=self._writer.whole(choices, usage), usage=usage, finish_reason=reason)
+
+    def kv_use(self, precision: str, switches: int) -> KvUse:
+        """What it met in the simulated KV cache, whose precision changed `switches` times meanwhile."""
+        return KvUse(
+            precision,
+            sum(sequence.preemptions for sequence in self.sequences),
+            switches,
+            sum(sequence.recomputed for sequence in self.sequences),
+        )
 
     def _stream(self, emit: Emit, index: int, text: str, *, first: bool) -> None:
         if first and (opening := self._writer.opening(index)):

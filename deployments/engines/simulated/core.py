@@ -63,6 +63,11 @@ class Counters:
     """Totals since start."""
 
     preemptions: int = 0
+    """For want of blocks."""
+    forced_preemptions: int = 0
+    """By changes of the pool."""
+    recomputed_tokens: int = 0
+    """Tokens computed again after a preemption."""
     prefix_queries: int = 0
     prefix_hits: int = 0
     prompt_tokens: int = 0
@@ -116,6 +121,18 @@ class Scheduler:
         self._free(sequence)
         return True
 
+    def rebuild(self, kv_blocks: int) -> tuple[int, int]:
+        """Start over with an empty pool of another size; what ran waits, in its order, and is computed again.
+
+        Returns the sequences that ran, and the tokens of theirs that were computed. Also in the middle of a step.
+        """
+        preempted, tokens = len(self._running), sum(sequence.computed for sequence in self._running)
+        for sequence in reversed(tuple(self._running)):
+            self._put_back(sequence)
+        self.counters.forced_preemptions += preempted
+        self.pool = BlockPool(kv_blocks)
+        return preempted, tokens
+
     def begin(self) -> Step | None:
         """Schedule the next step; None when there is nothing to do."""
         work: dict[str, tuple[Sequence, int]] = {}
@@ -149,7 +166,8 @@ class Scheduler:
         """Take in a step whose time has passed; returns the tokens it made, in batch order."""
         made = []
         for sequence, tokens in step.work:
-            if self._live.get(sequence.key) is not sequence:
+            # One that lost its blocks in the middle of the step computed for nothing.
+            if self._live.get(sequence.key) is not sequence or not sequence.blocks:
                 continue
             if not sequence.decoding:
                 self.counters.prompt_tokens += tokens
@@ -191,6 +209,10 @@ class Scheduler:
             return 0
         sequence.blocks = blocks
         sequence.computed = found
+        if sequence.lost:
+            self.counters.recomputed_tokens += max(0, sequence.lost - found)
+            sequence.recomputed += max(0, sequence.lost - found)
+            sequence.lost = 0
         if self._bounds.prefix_caching:
             self.counters.prefix_queries += len(sequence.tokens)
             self.counters.prefix_hits += found
@@ -217,11 +239,14 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._put_back(sequence)
+        self.counters.preemptions += 1
+
+    def _put_back(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._free(sequence)
-        sequence.computed = 0
+        sequence.lost, sequence.computed = sequence.computed, 0
         sequence.preemptions += 1
-        self.counters.preemptions += 1
         self._waiting.appendleft(sequence)
 
     def _label(self, sequence: Sequence) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from cluster.api.errors import ApiError
 from cluster.api.prompt_size import prompt_too_long
 from cluster.config.engine import EngineConfig, SimulatedConfig
+from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch
 from deployments.engines.protocol import (
     Emit,
     EngineDeadError,
@@ -28,11 +29,16 @@ MAX_SEQUENCES: Final = 20_000
 
 _DEFAULT_BATCHED_TOKENS: Final = 2048
 
+_PRECISIONS: Final = {OWN: ("simulated16", 1), "fp8": ("fp8", 2)}
+"""What the KV precision can change to: the number format that it pretends to, and the blocks that the same memory holds."""
+
 
 class SimulatedEngine:
     """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
 
     kind = "simulated"
+    kv_precisions: tuple[str, ...] = tuple(_PRECISIONS)
+    kv_blockers: tuple[str, ...] = ()
 
     def __init__(self, name: str, config: EngineConfig, clock: Clock | None = None) -> None:
         settings = config.simulated or SimulatedConfig()
@@ -56,6 +62,10 @@ class SimulatedEngine:
         self._work_came = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._serial = 0
+        self._kv_precision: str = OWN if config.kv_cache_dtype == OWN else "fp8"
+        self._switches = 0
+        if self._kv_precision != OWN:
+            self.kv_precisions, self.kv_blockers = (), ("a KV precision that is set to fp8",)
 
     async def start(self) -> None:
         """Begin to pass time. There is no model to load."""
@@ -83,14 +93,30 @@ class SimulatedEngine:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
         self._work_came.set()
+        switches = self._switches
         try:
             await active.ended
         finally:
             for sequence in active.sequences:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
-        reply = active.reply()
+        reply = replace(active.reply(), kv=active.kv_use(_PRECISIONS[self._kv_precision][0], self._switches - switches))
         return reply if pretence is None else replace(reply, confidence=pretence.result())
+
+    async def set_kv_precision(self, precision: str) -> KvSwitch:
+        """Pretend to another KV precision: the pool has more blocks or fewer; see `Engine.set_kv_precision`."""
+        self._check_alive()
+        if precision not in self.kv_precisions:
+            why = "; ".join(self.kv_blockers) or f"it can be {' or '.join(self.kv_precisions)}"
+            raise KvPrecisionError(f"the KV precision cannot change to {precision}: {why}")
+        before, blocks = _PRECISIONS[self._kv_precision][0], self._scheduler.pool.total
+        after, times = _PRECISIONS[precision]
+        if before == after:
+            return KvSwitch(before, after, 0.0, 0, 0, blocks, blocks)
+        preempted, tokens = self._scheduler.rebuild(self._bounds.kv_blocks * times)
+        self._kv_precision = precision
+        self._switches += 1
+        return KvSwitch(before, after, 0.0, preempted, tokens, blocks, self._scheduler.pool.total)
 
     def stats(self) -> EngineStats:
         """A snapshot; never blocks."""
@@ -101,7 +127,11 @@ class SimulatedEngine:
             kv_usage=pool.in_use / pool.total,
             kv_blocks=pool.total,
             kv_block_tokens=self._bounds.kv_block_tokens,
+            kv_precision=_PRECISIONS[self._kv_precision][0],
+            kv_switches=self._switches,
             preemptions=counters.preemptions,
+            forced_preemptions=counters.forced_preemptions,
+            recomputed_tokens=counters.recomputed_tokens,
             prefix_queries=counters.prefix_queries,
             prefix_hits=counters.prefix_hits,
             prompt_tokens=counters.prompt_tokens,

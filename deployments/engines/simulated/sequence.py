@@ -35,7 +35,9 @@ class Sequence:
         "key",
         "keys",
         "limit",
+        "lost",
         "preemptions",
+        "recomputed",
         "salt",
         "tokens",
     )
@@ -53,6 +55,10 @@ class Sequence:
         self.cached: int | None = None
         """Prompt tokens found in the prefix cache at first admission."""
         self.preemptions = 0
+        self.lost = 0
+        """Tokens that were computed when it was preempted; 0 once it is admitted again."""
+        self.recomputed = 0
+        """Tokens computed again after preemptions."""
         self.blocks: list[int] = []
         self.keys: list[int] = []
         """Content keys of the full blocks, as far as they were asked for."""

@@ -1,0 +1,97 @@
+"""KV precision and KV accounting of a vLLM engine, from the replica's side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deployments.engines import vllm_internals
+from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch, KvUse
+from deployments.engines.protocol import EngineDeadError
+from deployments.engines.vllm_kv_core import LOWER
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+@dataclass(slots=True)
+class Watched:
+    """Requests of vLLM's layer for one of ours, and whether any was preempted."""
+
+    request_ids: list[str]
+    preempted: bool = False
+
+
+watched: ContextVar[Watched | None] = ContextVar("watched", default=None)
+"""Takes in what vLLM's layer asks the engine for; that layer knows of no such thing, so it is told this way."""
+
+
+async def watch(
+    outputs: AsyncGenerator[RequestOutput, None], request_id: str, notes: Watched
+) -> AsyncGenerator[RequestOutput, None]:
+    """The same outputs; notes if the request was ever preempted."""
+    notes.request_ids.append(request_id)
+    try:
+        async for output in outputs:
+            if output.metrics is not None and output.metrics.num_preemptions:
+                notes.preempted = True
+            yield output
+    finally:
+        # An abandoned stream ends here first: the engine must not go on for nobody.
+        await outputs.aclose()
+
+
+class VllmKv:
+    """What a replica knows and can do of one engine's KV cache."""
+
+    def __init__(self, engine: AsyncLLM) -> None:
+        cache = engine.vllm_config.cache_config
+        self._engine = engine
+        own = str(engine.model_config.dtype).removeprefix("torch.")
+        self._names = {OWN: own, **{lower: lower for lower in LOWER}}
+        self.precision: str = self._names.get(cache.cache_dtype, cache.cache_dtype)
+        """Number format in force, for example `bfloat16`."""
+        self.blocks: int = cache.num_gpu_blocks or 0
+        self.block_tokens: int = cache.block_size
+        self.blockers: tuple[str, ...] = ()
+        self.precisions: tuple[str, ...] = ()
+
+    async def detect(self) -> None:
+        """Find out whether the precision can change while the engine runs."""
+        cache = self._engine.vllm_config.cache_config
+        found = await self._engine.engine_core.call_utility_async(vllm_internals.BLOCKERS_METHOD)
+        if cache.cache_dtype != OWN:
+            found = [f"a KV precision that is set to {cache.cache_dtype}", *found]
+        self.blockers = tuple(str(reason) for reason in found)
+        self.precisions = () if self.blockers else (OWN, *LOWER)
+
+    async def switch(self, precision: str) -> KvSwitch:
+        """Change the precision. Raises `KvPrecisionError`; the engine's end comes as vLLM's own error."""
+        if precision not in self.precisions:
+            why = "; ".join(self.blockers) or f"it can be {' or '.join(self.precisions)}"
+            raise KvPrecisionError(f"the KV precision cannot change to {precision}: {why}")
+        before, after = self.precision, self._names[precision]
+        if before == after:
+            return KvSwitch(before, after, 0.0, 0, 0, self.blocks, self.blocks)
+        call = self._engine.engine_core.call_utility_async
+        try:
+            pause_s, preempted, tokens, was, now = await call(vllm_internals.PRECISION_METHOD, precision)
+        except Exception as error:
+            if self._engine.errored:
+                raise EngineDeadError("the engine ended in the middle of a change of its KV precision") from error
+            raise KvPrecisionError(f"the KV precision was not changed: {error}") from error
+        self.precision, self.blocks = after, int(now)
+        return KvSwitch(before, after, float(pause_s), int(preempted), int(tokens), int(was), int(now))
+
+    async def used(self, notes: Watched) -> KvUse:
+        """What a request met. Asks the engine core only if it was preempted."""
+        if not notes.preempted:
+            return KvUse(self.precision)
+        preemptions = forced = recomputed = 0
+        for request_id in notes.request_ids:
+            lost: Any = await self._engine.engine_core.call_utility_async(vllm_internals.LOST_METHOD, request_id)
+            preemptions, forced, recomputed = preemptions + lost[0], forced + lost[1], recomputed + lost[2]
+        return KvUse(self.precision, preemptions, forced, recomputed)
