@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import typer
 from rich.table import Table
 
-from cluster.telemetry.names import KV_USAGE
+from cluster.telemetry.metric_table import KV_USAGE
 from loadtests.driver import LoadPlan, encode_chat, request_body
 from loadtests.kv_probe import KvProbe, ProbeError, metrics_probe, wait_until_at_most
 from loadtests.prompts import story_prompt

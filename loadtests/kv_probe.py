@@ -9,7 +9,7 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.telemetry.names import KV_USAGE
+from cluster.telemetry.metric_table import KV_USAGE
 from loadtests.client import Connection
 from loadtests.http1 import encode_request
 from loadtests.targets import Target

@@ -27,7 +27,7 @@ class Way(StrEnum):
     """Only `pointsman down` and `pointsman up` bring it into force."""
 
 
-_LIVE_OF_MODELS: Final = ("roles", "price_per_million_tokens")
+_LIVE_OF_MODELS: Final = ("roles", "price_per_million_tokens", "precision")
 _SCALED: Final = (
     "min",
     "max",
@@ -36,7 +36,7 @@ _SCALED: Final = (
     "max_queued_requests",
     "drain_timeout_s",
 )
-_LIVE: Final = (("contracts",), ("routing",), ("admission",), ("ingress", "limits"))
+_LIVE: Final = (("contracts",), ("routing",), ("admission",), ("precision",), ("ingress", "limits"))
 
 
 @dataclass(frozen=True, slots=True)

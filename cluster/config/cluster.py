@@ -15,6 +15,7 @@ from cluster.config.host import is_loopback
 from cluster.config.ingress import IngressConfig, KeysConfig
 from cluster.config.model import ModelConfig
 from cluster.config.operations import RayConfig, TelemetryConfig
+from cluster.config.precision import PrecisionConfig
 from cluster.config.records import RecordsConfig
 from cluster.config.routing import RoutingConfig
 
@@ -35,6 +36,8 @@ class ClusterConfig(Section):
     """Where the cluster listens, and what it takes from a caller."""
     admission: AdmissionConfig = AdmissionConfig()
     """When requests wait, and when they are refused."""
+    precision: PrecisionConfig = PrecisionConfig()
+    """How far precision is lowered under pressure."""
     keys: KeysConfig = KeysConfig()
     """Who may call."""
     routing: RoutingConfig = RoutingConfig()

@@ -25,6 +25,8 @@ _FOOTER: Final = """
   completion fits the window). Fallbacks do not lead in a circle, and chat models and encoders do not stand in for
   each other.
 - A replica on vLLM reserves no GPU or as many whole ones as `tensor_parallel_size`: it takes most of their memory.
+- The thresholds at which a replica leaves a level of `precision` lie below those at which it enters one. A twin is
+  another model that generates text, and has no twin itself.
 - An upstream's URL is https (http on loopback alone) and carries no user name, password, query or fragment.
 - Listening beyond loopback needs keys.
 """

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cluster.config.base import EnvironmentName, Kind, Role, Section
 from cluster.config.engine import EngineConfig, EngineType
+from cluster.config.precision import ModelPrecisionConfig
 
 DEFAULT_ENGINE: Final = {
     Kind.DENSE: EngineType.VLLM,
@@ -96,6 +97,8 @@ class ModelConfig(Section):
     """What runs the model."""
     replicas: ReplicaConfig = ReplicaConfig()
     """How many of it there are."""
+    precision: ModelPrecisionConfig = ModelPrecisionConfig()
+    """What the precision ladder needs to know of it."""
     price_per_million_tokens: float = Field(0.0, ge=0, le=1e6)
     """What a million of its tokens cost, in the money that you count in; routing prefers the cheaper of equals."""
     calibration: tuple[CalibrationPoint, ...] = Field((), max_length=64)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cluster.config.contract import Sampling
+from cluster.precision.requests import LevelInForce
 from cluster.routing.signals import RequestSignals
 
 
@@ -64,6 +65,8 @@ class RouteDecision:
     """Sampling mode by a rule; None: no rule says."""
     signals: RequestSignals | None = None
     """What it rests on, without any text of the request."""
+    level: LevelInForce | None = None
+    """Level of the model's precision ladder, and what it changed; None: not looked up."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -80,6 +83,18 @@ class RouteDecision:
         later = self.fallbacks[self.fallbacks.index(model) + 1 :] if model in self.fallbacks else ()
         code = self.reason_code.removesuffix("_fallback") + "_fallback"
         return replace(self, model=model, reason=f"{self.reason}; {why}", reason_code=code, fallbacks=later)
+
+    def to_twin(self, twin: str, level: str) -> RouteDecision:
+        """The same decision for the model's twin of lower precision; the model itself takes over if the twin is lost."""
+        why = f"{self.model} is short of KV memory (level {level}), so its twin {twin} takes new requests"
+        fallbacks = (self.model, *(name for name in self.fallbacks if name != twin))
+        return replace(
+            self,
+            model=twin,
+            reason=f"{self.reason}; {why}",
+            reason_code=f"{self.reason_code}_twin",
+            fallbacks=fallbacks,
+        )
 
     def after_loss(self) -> RouteDecision | None:
         """The decision once the chosen model was lost before it answered; None if no other takes over."""

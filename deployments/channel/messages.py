@@ -9,6 +9,8 @@ import asyncio
 
 import msgspec
 
+from cluster.records.precision_change import PrecisionChange
+from deployments.engines.kv_precision import OWN
 from deployments.engines.protocol import EngineReply, EngineStats
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -26,6 +28,26 @@ class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
     engine: str
     pid: int
     engine_pids: tuple[int, ...]
+    weights: str = ""
+    """Number format of the weights, for example `int8`; empty: not known."""
+    kv_precisions: tuple[str, ...] = ()
+    """What the engine can change its KV precision to while it runs."""
+    kv_blockers: tuple[str, ...] = ()
+    """Why it cannot, each by name."""
+
+
+class LadderPosition(msgspec.Struct, frozen=True, array_like=True):
+    """Where a replica stands on its precision ladder. Times are Unix time, seconds; 0: never."""
+
+    level: int = 0
+    level_since: float = 0.0
+    kv_precision: str = OWN
+    """As it was ordered: `auto` or what it was lowered to."""
+    kv_since: float = 0.0
+    own_kv_blocks: int = 0
+    """KV blocks at the model's own precision; 0: not known."""
+    order: str = ""
+    """Id of the last order that was carried out, or that failed."""
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -52,6 +74,9 @@ class Stats(msgspec.Struct, frozen=True, tag=4, array_like=True):
     """Sent on change and at least once a second: it is the heartbeat of the replica."""
 
     stats: EngineStats
+    position: LadderPosition = LadderPosition()
+    leads: bool = False
+    """Whether this ingress is the one whose orders the replica takes: of all that it is connected to, exactly one."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=5, array_like=True):
@@ -66,7 +91,25 @@ class Leaving(msgspec.Struct, frozen=True, tag=6, array_like=True):
     reason: str
 
 
-Message = Hello | Accepted | Events | Ended | Stats | Cancel | Leaving
+class Order(msgspec.Struct, frozen=True, tag=7, array_like=True):
+    """Ingress to replica: go to another level of the precision ladder."""
+
+    id: str
+    level: int
+    level_name: str
+    kv_precision: str
+    """`auto` or what the KV cache is to be lowered to."""
+    cause: str
+    reason: str
+
+
+class Changed(msgspec.Struct, frozen=True, tag=8, array_like=True):
+    """How an order ended."""
+
+    change: PrecisionChange
+
+
+Message = Hello | Accepted | Events | Ended | Stats | Cancel | Leaving | Order | Changed
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Message])

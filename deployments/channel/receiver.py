@@ -11,15 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import (
     Accepted,
     Cancel,
+    Changed,
     ChannelError,
     Ended,
     Events,
     Hello,
+    LadderPosition,
     Leaving,
     Message,
+    Order,
     Stats,
     encode_frame,
     read_frame,
@@ -52,6 +56,15 @@ class AttachedReplica:
     stats: EngineStats = field(default_factory=EngineStats)
     streams: dict[str, TokenStream] = field(default_factory=dict)
     leaving: str | None = None
+    position: LadderPosition = field(default_factory=LadderPosition)
+    """Where it stands on its precision ladder."""
+    leads: bool = False
+    """Whether it takes orders from this ingress."""
+
+    def order(self, order: Order) -> None:
+        """Have it go to another level."""
+        if not self.writer.is_closing():
+            self.writer.write(encode_frame([order]))
 
     def routable(self, now: float) -> bool:
         """Whether new requests may go there."""
@@ -79,6 +92,8 @@ class ChannelReceiver:
         self._replicas: dict[str, AttachedReplica] = {}
         self._waiting: dict[str, tuple[str, TokenStream]] = {}
         self._on_lost = on_lost
+        self.on_changed: Callable[[PrecisionChange], None] = lambda _: None
+        """Called when a replica has carried out an order of this ingress, or failed to."""
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -174,7 +189,9 @@ class ChannelReceiver:
                 if stream is not None:
                     stream.finish(message.reply)
             elif isinstance(message, Stats):
-                replica.stats = message.stats
+                replica.stats, replica.position, replica.leads = message.stats, message.position, message.leads
+            elif isinstance(message, Changed):
+                self.on_changed(message.change)
             elif isinstance(message, Leaving):
                 replica.leaving = message.reason
                 self._fail_untaken(replica.hello.model)

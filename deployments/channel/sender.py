@@ -10,8 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deployments.channel.messages import Cancel, ChannelError, Hello, Message, Stats, encode_frame, read_frame
-from deployments.engines.protocol import EngineStats
+from deployments.channel.messages import Cancel, ChannelError, Hello, Message, Order, Stats, encode_frame, read_frame
 
 _log = logging.getLogger(__name__)
 
@@ -44,16 +43,18 @@ class IngressConnection:
         reader: asyncio.StreamReader,
         on_cancel: Callable[[str], None],
         on_closed: Callable[[], None],
+        on_order: Callable[[Order], None],
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._on_cancel = on_cancel
         self._on_closed = on_closed
+        self._on_order = on_order
         self._pending: list[Message] = []
         self._flush_scheduled = False
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._listen())
-        self._last_stats: EngineStats | None = None
+        self._last_stats: Stats | None = None
         self._last_sent = 0.0
         self._unread_since: float | None = None
 
@@ -71,11 +72,11 @@ class IngressConnection:
             # wake-ups run, and a second one for what these tasks produce.
             self._loop.call_soon(self._loop.call_soon, self._flush)
 
-    def send_stats(self, stats: EngineStats, now: float, at_least_every_s: float) -> None:
+    def send_stats(self, stats: Stats, now: float, at_least_every_s: float) -> None:
         """Send a snapshot if it changed, or as a sign of life."""
         if stats != self._last_stats or now - self._last_sent >= at_least_every_s:
             self._last_stats, self._last_sent = stats, now
-            self.send(Stats(stats))
+            self.send(stats)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -103,6 +104,8 @@ class IngressConnection:
                 for message in await read_frame(self._reader):
                     if isinstance(message, Cancel):
                         self._on_cancel(message.stream)
+                    elif isinstance(message, Order):
+                        self._on_order(message)
         except (asyncio.IncompleteReadError, ConnectionError, ChannelError, OSError):
             pass
         finally:
@@ -133,11 +136,15 @@ class IngressConnection:
 
 
 async def connect(
-    address: IngressAddress, hello: Hello, on_cancel: Callable[[str], None], on_closed: Callable[[], None]
+    address: IngressAddress,
+    hello: Hello,
+    on_cancel: Callable[[str], None],
+    on_closed: Callable[[], None],
+    on_order: Callable[[Order], None] = lambda _: None,
 ) -> IngressConnection:
     """Connect to an ingress and introduce this replica. Raises `OSError` or `TimeoutError`."""
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(address.host, address.port)
-    connection = IngressConnection(writer, reader, on_cancel, on_closed)
+    connection = IngressConnection(writer, reader, on_cancel, on_closed, on_order)
     connection.send(hello)
     return connection

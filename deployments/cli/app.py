@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from deployments.cli import output
-from deployments.cli.commands import chat, config, cost, down, explain, keys, models, records, serve, status, trace, up
+from deployments.cli.commands import (
+    chat,
+    config,
+    cost,
+    down,
+    explain,
+    keys,
+    models,
+    precision,
+    records,
+    serve,
+    status,
+    trace,
+    up,
+)
 from deployments.cli.errors import ExitCode
 from deployments.cli.groups import FLAG, Command, CommandGroup, Commands
 
@@ -56,6 +70,7 @@ app.command("records", cls=Command, rich_help_panel=LOOK)(records.records)
 app.command("cost", cls=Command, rich_help_panel=LOOK)(cost.cost)
 app.add_typer(models.app, name="models", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(config.app, name="config", cls=CommandGroup, rich_help_panel=SET_UP)
+app.add_typer(precision.app, name="precision", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(keys.app, name="keys", cls=CommandGroup, rich_help_panel=SET_UP)
 
 

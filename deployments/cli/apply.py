@@ -78,7 +78,7 @@ def apply(options: ApplyOptions) -> ExitCode:
             ExitCode.REFUSED,
         )
     if plan.steps and not options.dry_run:
-        _bring_into_force(options, new, plan, place, state)
+        bring_into_force(options, new, plan, place, state)
     if options.json:
         output.print_json(
             {"file": str(options.file), "applied": not options.dry_run, "changes": _described(plan.steps)}
@@ -92,9 +92,10 @@ def apply(options: ApplyOptions) -> ExitCode:
     return ExitCode.OK
 
 
-def _bring_into_force(
+def bring_into_force(
     options: ApplyOptions, new: ClusterConfig, plan: ChangePlan, place: Place, state: ClusterState
 ) -> None:
+    """Have the head process change to `new`, and wait until it has. Raises `CliError`."""
     from cluster.config.changes import Way
     from cluster.config.in_force import in_force
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,21 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def open_records(config: Path | None, place: Place) -> RecordsReader:
-    """The reader of the records of a place's cluster. Raises `CliError`."""
+def open_records(config: Path | None, place: Place, *, must_be_kept: bool = False) -> RecordsReader:
+    """The reader of the records of a place's cluster. Raises `CliError`, with `must_be_kept` also if none are kept."""
     from deployments.records.reader import RecordsReader
     from deployments.records.target import RecordsConfigError, target_of
 
+    path = config_in_force(config, place)
+    kept = load_config(path).records
+    if must_be_kept and not kept.enabled:
+        up = place.command(f"up --config {shlex.quote(str(path))}")
+        remedy = f"Set records.enabled to true, and start the cluster anew: `{place.command('down')}`, then `{up}`."
+        raise CliError(
+            f"nothing is written down: records are disabled (records.enabled) in {path}", remedy, ExitCode.USAGE
+        )
     try:
-        return RecordsReader(target_of(load_config(config_in_force(config, place)).records, place.state_dir))
+        return RecordsReader(target_of(kept, place.state_dir))
     except RecordsConfigError as error:
         raise CliError(str(error), code=ExitCode.USAGE) from None
 
@@ -36,7 +45,7 @@ def show_list(rows: list[Row]) -> None:
     table = output.table("time", "request", "asked", "model", "rule", *numbers, "tenant", right=numbers)
     for row in rows:
         table.add_row(
-            _time(row["at"]),
+            shown_time(row["at"]),
             row["request_id"],
             row["asked_model"],
             row["model"],
@@ -56,7 +65,7 @@ def show_one(row: Row) -> None:
     lines = {
         "request": row["request_id"],
         "trace": row["trace_id"],
-        "time": _time(row["at"]),
+        "time": shown_time(row["at"]),
         "asked": f"{row['endpoint']}, model {row['asked_model']}",
         "model": row["model"],
         "rule": row["rule"],
@@ -120,7 +129,8 @@ def warn_of_losses(lost: dict[str, int]) -> None:
         output.warn(f"records are missing: {words}; docs/records.md says when that happens")
 
 
-def _time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
+    """A Unix time as a date and time of day, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 

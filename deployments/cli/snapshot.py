@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from cluster.telemetry import names
+from cluster.telemetry import metric_table
 from deployments.cli.api import Api, ApiUnreachableError
 from deployments.cli.errors import CliError
 from deployments.cli.follow import ModelReadiness, Readiness
@@ -136,7 +136,15 @@ def read_load(text: str) -> dict[str, _Load]:
     """Load by model, added up over its replicas, out of Prometheus's text format."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    wanted = {metric.name for metric in (names.ENGINE_RUNNING, names.ENGINE_WAITING, names.KV_USAGE, names.KV_BLOCKS)}
+    wanted = {
+        metric.name
+        for metric in (
+            metric_table.ENGINE_RUNNING,
+            metric_table.ENGINE_WAITING,
+            metric_table.KV_USAGE,
+            metric_table.KV_BLOCKS,
+        )
+    }
     found: dict[str, dict[str, list[float]]] = {}
     for family in text_string_to_metric_families(text):
         if family.name in wanted:
@@ -145,10 +153,10 @@ def read_load(text: str) -> dict[str, _Load]:
                 of_model.setdefault(family.name, []).append(sample.value)
     return {
         model: _Load(
-            running=int(sum(values.get(names.ENGINE_RUNNING.name, ()))),
-            waiting=int(sum(values.get(names.ENGINE_WAITING.name, ()))),
-            kv_usage=max(values.get(names.KV_USAGE.name, ()), default=0.0)
-            if any(values.get(names.KV_BLOCKS.name, ()))
+            running=int(sum(values.get(metric_table.ENGINE_RUNNING.name, ()))),
+            waiting=int(sum(values.get(metric_table.ENGINE_WAITING.name, ()))),
+            kv_usage=max(values.get(metric_table.KV_USAGE.name, ()), default=0.0)
+            if any(values.get(metric_table.KV_BLOCKS.name, ()))
             else None,
         )
         for model, values in found.items()

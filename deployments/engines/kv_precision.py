@@ -49,6 +49,8 @@ class KvUse:
 class FixedKvPrecision:
     """An engine whose KV precision cannot change while it runs."""
 
+    weights: str = ""
+    """Number format of the weights; empty: not known."""
     kv_precisions: tuple[str, ...] = ()
     """What it can change to, `auto` for its own; empty: it cannot change."""
     kv_blockers: tuple[str, ...] = ("this engine has no KV cache of its own",)

@@ -166,6 +166,10 @@ class Engine(Protocol):
     """`vllm`, `simulated`, `encoder` or `external`; shown in `/v1/models`, responses and reports."""
 
     @property
+    def weights(self) -> str:
+        """Number format of the model's weights, for example `int8`; empty: not known. Known once it has started."""
+
+    @property
     def kv_precisions(self) -> tuple[str, ...]:
         """KV precisions that it can change to while it runs, `auto` for the model's own; empty: it cannot change.
 

@@ -227,8 +227,13 @@ class VllmEngine:
             snapshot = await core_snapshot(engine)
         except Exception as error:
             raise EngineDeadError(f"the engine of model {self._launch.name!r} does not answer: {error}") from error
-        self._keeper.recount(snapshot.forced, snapshot.recomputed)
+        self._keeper.recount(snapshot.preempted, snapshot.forced, snapshot.recomputed)
         self._keeper.observe(snapshot.running, snapshot.waiting, snapshot.kv_usage)
+
+    @property
+    def weights(self) -> str:
+        """Number format of the weights; see `Engine.weights`."""
+        return "" if self._kv is None else self._kv.weights
 
     @property
     def kv_precisions(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class CoreSnapshot:
     waiting: int
     kv_usage: float
     """Fraction of KV blocks in use, 0 to 1."""
+    preempted: int = 0
+    """Preemptions for want of KV blocks, since start."""
     forced: int = 0
     """Preemptions by changes of KV precision, since start."""
     recomputed: int = 0
@@ -60,8 +62,9 @@ def check_version() -> None:
 def _snapshot(core: EngineCore) -> list[float]:
     """Runs in the engine core between two steps, so it also proves that the core's loop turns."""
     scheduler: Any = core.scheduler
-    usage = scheduler.kv_cache_manager.usage
-    return [len(scheduler.running), len(scheduler.waiting), usage, kv.LEDGER.forced, kv.LEDGER.recomputed]
+    usage, ledger = scheduler.kv_cache_manager.usage, kv.LEDGER
+    counted = [ledger.preempted_for_room, ledger.forced, ledger.recomputed]
+    return [len(scheduler.running), len(scheduler.waiting), usage, *counted]
 
 
 def _lost(_core: EngineCore, request_id: str) -> list[int]:
@@ -114,8 +117,8 @@ def keep_seeds_of_partial_prompts(runner: type[Any]) -> None:
 
 async def core_snapshot(engine: AsyncLLM) -> CoreSnapshot:
     """Ask the engine core for its state. Returns once the core has finished the step that it is in."""
-    running, waiting, usage, forced, recomputed = await engine.engine_core.call_utility_async(SNAPSHOT_METHOD)
-    return CoreSnapshot(int(running), int(waiting), float(usage), int(forced), int(recomputed))
+    running, waiting, usage, *counted = await engine.engine_core.call_utility_async(SNAPSHOT_METHOD)
+    return CoreSnapshot(int(running), int(waiting), float(usage), *map(int, counted))
 
 
 def require_core_pids(engine: AsyncLLM) -> None:

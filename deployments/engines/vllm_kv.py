@@ -51,6 +51,8 @@ class VllmKv:
         cache = engine.vllm_config.cache_config
         self._engine = engine
         own = str(engine.model_config.dtype).removeprefix("torch.")
+        self.weights: str = weights_format(engine.model_config)
+        """Number format of the weights, for example `int8`."""
         self._names = {OWN: own, **{lower: lower for lower in LOWER}}
         self.precision: str = self._names.get(cache.cache_dtype, cache.cache_dtype)
         """Number format in force, for example `bfloat16`."""
@@ -95,3 +97,17 @@ class VllmKv:
             lost: Any = await self._engine.engine_core.call_utility_async(vllm_internals.LOST_METHOD, request_id)
             preemptions, forced, recomputed = preemptions + lost[0], forced + lost[1], recomputed + lost[2]
         return KvUse(self.precision, preemptions, forced, recomputed)
+
+
+def weights_format(model_config: Any) -> str:
+    """Number format of a model's weights: that of its checkpoint's quantization, else that it computes in."""
+    quantized = getattr(model_config.hf_config, "quantization_config", None)
+    if isinstance(quantized, dict):
+        for group in (quantized.get("config_groups") or {}).values():
+            weights = group.get("weights") or {}
+            if weights.get("num_bits"):
+                return f"{weights.get('type', 'int')}{weights['num_bits']}"
+        bits = quantized.get("bits") or quantized.get("weight_bits")
+        if bits:
+            return f"int{bits}"
+    return model_config.quantization or str(model_config.dtype).removeprefix("torch.")

@@ -45,6 +45,7 @@ class Ledger:
     """What preemptions cost, request by request and in all. One per engine process, as there is one engine core."""
 
     forcing: bool = False
+    preempted_for_room: int = 0
     forced: int = 0
     recomputed: int = 0
     requests: OrderedDict[str, Lost] = field(default_factory=OrderedDict)
@@ -56,6 +57,7 @@ class Ledger:
         lost.preemptions += 1
         lost.forced += self.forcing
         self.forced += self.forcing
+        self.preempted_for_room += not self.forcing
         lost.pending = computed
         if not lookup:
             self.resumed(request_id, 0)

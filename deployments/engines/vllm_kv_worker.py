@@ -61,6 +61,6 @@ def _unsupported(vllm_config: Any, layers: list[Any], lower: str) -> list[str]:
     for size in {layer.head_size for layer in layers}:
         try:
             _get_attn_isa(vllm_config.model_config.dtype, cache.block_size, size, lower)
-        except NotImplementedError as error:
+        except RuntimeError as error:
             found.add(str(error).rstrip("."))
     return sorted(found)

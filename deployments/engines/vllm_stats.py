@@ -19,7 +19,7 @@ class StatsKeeper:
 
     def __init__(self) -> None:
         self.stats = EngineStats()
-        self._prompt = self._generated = self._preempted = self._queries = self._hits = 0
+        self._prompt = self._generated = self._queries = self._hits = 0
         self._evictions, self._lifetime_s = 0, 0.0
 
     def logger(self, vllm_config: VllmConfig, engine_index: int = 0) -> StatLoggerBase:
@@ -36,9 +36,13 @@ class StatsKeeper:
         """Note preemptions by a change of precision."""
         self.stats = replace(self.stats, forced_preemptions=self.stats.forced_preemptions + preempted)
 
-    def recount(self, forced: int, recomputed: int) -> None:
-        """Note what the engine core said of preemptions: those by changes of precision, and what all of them cost."""
-        self.stats = replace(self.stats, forced_preemptions=forced, recomputed_tokens=recomputed)
+    def recount(self, preempted: int, forced: int, recomputed: int) -> None:
+        """Note what the engine core said of preemptions: for want of blocks, by changes of precision, and what all cost.
+
+        vLLM's own count of them does not tell the two kinds apart, and leaves out requests that were cancelled before their
+        next token.
+        """
+        self.stats = replace(self.stats, preemptions=preempted, forced_preemptions=forced, recomputed_tokens=recomputed)
 
     def observe(self, running: int, waiting: int, kv_usage: float) -> None:
         """Note what the engine core said of its queues and pool."""
@@ -47,8 +51,6 @@ class StatsKeeper:
             running=running,
             waiting=waiting,
             kv_usage=kv_usage,
-            # Forced ones are told by the core before they show among all, so the difference may fall behind for a moment.
-            preemptions=max(self.stats.preemptions, self._preempted - self.stats.forced_preemptions),
             kv_evictions=self._evictions,
             kv_lifetime_s=self._lifetime_s,
             prefix_queries=self._queries,
@@ -62,7 +64,6 @@ class StatsKeeper:
         if iteration is not None:
             self._prompt += iteration.num_prompt_tokens
             self._generated += iteration.num_generation_tokens
-            self._preempted += iteration.num_preempted_reqs
         if scheduler is not None:
             self._queries += scheduler.prefix_cache_stats.queries
             self._hits += scheduler.prefix_cache_stats.hits

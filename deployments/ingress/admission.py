@@ -62,6 +62,11 @@ class AdmissionControl:
             if name in config.models or model.held.requests or len(model.line)
         }
 
+    def waiting(self, model: str) -> int:
+        """Requests that wait for a model."""
+        known = self._models.get(model)
+        return 0 if known is None else len(known.line)
+
     def retry_after_s(self, model: str) -> int:
         """Seconds after which the line in front of a model will have drained."""
         known = self._models.get(model)

@@ -22,6 +22,7 @@ from deployments.ingress.exchange import Exchange
 from deployments.ingress.explain import RoutePage
 from deployments.ingress.failures import error_event
 from deployments.ingress.generate import Generation
+from deployments.ingress.precision_page import PrecisionPage
 from deployments.ingress.services import Services
 from deployments.ingress.tracing import request_span
 
@@ -68,6 +69,7 @@ class IngressApp:
             "/v1/models": ("GET", pages.models),
             "/v1/models/*": ("GET", pages.model),
             "/v1/usage": ("GET", pages.usage),
+            "/v1/precision": ("GET", PrecisionPage(services).serve),
         }
         self._routes["/v1/route"] = ("POST", RoutePage(services, self._bodies).serve)
         for path, endpoint in GENERATION_PATHS.items():

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 
 from cluster.api.chat import ChatRequest
 from cluster.api.embedding import EmbeddingRequest
-from cluster.api.errors import bad_request
+from cluster.api.errors import ApiError, bad_request
 from cluster.api.requests import ApiRequest
 from cluster.config.base import AUTO
 from cluster.config.cluster import ClusterConfig
 from cluster.contracts import Contract, contract_for, enforce
+from cluster.precision.measures import name_of
+from cluster.precision.requests import at_level, twin_of
 from cluster.routing.decision import RouteDecision
 from cluster.routing.knob_bounds import check_knobs
 from cluster.routing.reading import Reading
 from cluster.routing.signals import RequestSignals, signals_of
+from cluster.routing.snapshot import UNKNOWN, Snapshot
 from deployments.ingress.services import Services
 
 Bound = tuple[RouteDecision, Contract, ApiRequest]
@@ -48,13 +51,35 @@ class Choosing:
         services = self._services
         check_knobs(services.config.routing.knobs, request)
         signals = signals_of(request, intent)
-        decision = services.policy.decide(request.model, signals, services.health.models(), explain=explain)
-        return Chosen(decision, signals)
+        health = services.health.models()
+        decision = services.policy.decide(request.model, signals, health, explain=explain)
+        return Chosen(self._diverted(request, decision, health), signals)
+
+    def _diverted(self, request: ApiRequest, decision: RouteDecision, health: Snapshot) -> RouteDecision:
+        """The decision for the model's twin, if the model's level says so and the twin can keep what was promised."""
+        services, model = self._services, decision.model
+        level = services.precision.level(model)
+        twin = twin_of(services.config, model, level, request)
+        if twin is None or not health.get(twin, UNKNOWN).healthy:
+            return decision
+        diverted = decision.to_twin(twin, f"{level} {name_of(services.config.precision.levels, level)}")
+        try:
+            self.bind(request, diverted)
+        except ApiError:
+            # It holds less than was asked for, or is short of memory itself.
+            return decision
+        return diverted
 
     def bind(self, request: ApiRequest, decision: RouteDecision) -> Bound:
-        """Hold a request to the contract that a decision means. Raises `ApiError` 400 if it cannot be kept."""
-        contract = contract_for(self._services.config, decision)
-        return decision, contract, enforce(contract, request)
+        """Hold a request to the contract that a decision means, and to the level that the model is at.
+
+        Raises `ApiError` 400 if the contract cannot be kept, and 503 if the level takes no such requests.
+        """
+        config, model = self._services.config, decision.model
+        contract = contract_for(config, decision)
+        level = self._services.precision.level(model)
+        bound, in_force = at_level(config, model, level, enforce(contract, request))
+        return replace(decision, level=in_force), contract, bound
 
 
 def check_two_stage(request: ApiRequest, config: ClusterConfig) -> None:

@@ -12,6 +12,7 @@ from cluster.api.errors import ApiError
 from cluster.api.knobs import NO_KNOBS, Knobs
 from cluster.api.requests import ApiRequest
 from cluster.contracts import Contract
+from cluster.records.record import Precision
 from cluster.routing.decision import RouteDecision
 from deployments.engines.protocol import Endpoint, EngineRequest, TokenUsage
 from deployments.ingress.account import Account, Call
@@ -93,6 +94,11 @@ class Course:
     def check_by_s(self) -> float:
         """Until when checks of an answer may take, on the loop's clock."""
         return self.deadline_s - self.contract.timeout_s * CHECK_MARGIN
+
+    def precision(self, model: str) -> Precision | None:
+        """The number formats that a model's answer was computed in; None: it has none here."""
+        by_config = self.account.precision(model)
+        return by_config if by_config is None or self.answer is None else self.answer.precision(by_config)
 
     def turn_to(self, decision: RouteDecision, contract: Contract, request: ApiRequest) -> None:
         """Leave what was tried for another attempt."""

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.host import is_loopback
+from cluster.records.precision_change import PrecisionChange
 from cluster.routing.resolve import Policy
 from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
@@ -22,6 +23,7 @@ from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.live import LiveApp, Told
 from deployments.ingress.loop import keep_responsive, watch_lag
+from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
@@ -67,6 +69,9 @@ class Ingress:
         self._records = Records(config.records, state_dir, self._channel, "ingress")
         self._records.start()
         self._metrics.also(self._records.families)
+        admission = AdmissionControl(config, self._channel, self._metrics)
+        self._precision = PrecisionControl(config, self._channel, admission.waiting, self._stepped)
+        self._precision.start()
         services = Services(
             config=config,
             policy=Policy(config),
@@ -76,7 +81,8 @@ class Ingress:
             intents=IntentReader(config, clients),
             recent=recent,
             gate=self._gate,
-            admission=AdmissionControl(config, self._channel, self._metrics),
+            admission=admission,
+            precision=self._precision,
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
@@ -95,6 +101,11 @@ class Ingress:
             await self._app.follow(Told.read(told), self._server)
             _log.info("another config is in force")
 
+    def _stepped(self, change: PrecisionChange) -> None:
+        """A replica went to another level by an order of this ingress."""
+        self._metrics.stepped(change)
+        self._records.changed(change)
+
     def check_health(self) -> None:
         """Serve's health check: the event loop answered, which is all there is to check."""
         if self._server.stopped:
@@ -106,6 +117,7 @@ class Ingress:
             return
         self._lag.cancel()
         await self._server.stop()
+        self._precision.stop()
         self._health.stop()
         await self._gate.stop()
         await self._records.stop()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
 
+from cluster.records.record import Precision
 from cluster.routing.confidence import TokenConfidence
 from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
@@ -90,6 +91,15 @@ class Answer:
         """The kind of engine that answers."""
         replica = None if self._stream is None else self._stream.replica
         return None if replica is None else replica.hello.engine
+
+    def precision(self, by_config: Precision) -> Precision:
+        """The number formats that the answer is computed in, as the replica told; `by_config` where it did not."""
+        replica = None if self._stream is None else self._stream.replica
+        if replica is None:
+            return by_config
+        reply = self.reply
+        kv = replica.stats.kv_precision if reply is None else reply.kv.precision
+        return Precision(replica.hello.weights or by_config.compute, kv or by_config.kv)
 
     async def next(self) -> bytes | None:
         """The events that have arrived, None at the end.

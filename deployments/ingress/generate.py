@@ -73,6 +73,8 @@ class Generation:
         course.intent = chosen.signals.intent.value
         course.tenant = "" if key is None else key.tenant
         span.decided(course.decision, course.contract, course.request)
+        if course.decision.level is not None and course.decision.level.changes:
+            services.metrics.sampling_changed(course.decision.model, course.decision.level.name)
         async with services.gate.admit(key, tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
             # The client's disconnect cancels this task wherever it waits, and with it all that the request holds.

@@ -78,7 +78,11 @@ class InfoPages:
             states[model, READY] = ready
             states[model, SILENT] = sum(1 for replica in attached if replica.hello.model == model) - ready
         services.metrics.set_replicas(
-            (ReplicaStats(replica.hello.model, replica.hello.replica_id, replica.stats) for replica in attached), states
+            (
+                ReplicaStats(replica.hello.model, replica.hello.replica_id, replica.stats, replica.position.level)
+                for replica in attached
+            ),
+            states,
         )
         await exchange.respond(200, services.metrics.render(), content_type=CONTENT_TYPE)
 

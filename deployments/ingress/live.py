@@ -73,6 +73,7 @@ class LiveApp:
         services = replace(self._services, config=config, policy=Policy(config), clients=clients, intents=intents)
         services.health.follow(clients)
         services.admission.follow(config)
+        services.precision.follow(config)
         services.recent.follow(config.models)
         services.metrics.set_models(config.models)
         server.follow(config.ingress.limits)

@@ -99,7 +99,7 @@ class Note:
             candidates=decision.considered,
             signals=decision.signals,
             trail=() if judgement is None else judgement.trail,
-            precision=None if course is None else course.account.precision(decision.model),
+            precision=None if course is None else course.precision(decision.model),
             **({} if course is None else {"cost": course.account.cost()}),
         )
 

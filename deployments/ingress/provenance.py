@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from cluster.records.record import Precision
 from cluster.routing.confidence import TokenConfidence
 from cluster.routing.decision import RouteDecision
 from cluster.verification.verdict import Verdict
@@ -79,12 +80,16 @@ class Provenance:
             f"{PREFIX}rule": self.decision.reason_code,
             f"{PREFIX}reason": _in_header(self.decision.reason),
         }
-        if self.account is not None:
-            precision = self.account.precision(self.decision.model)
-            if precision is not None:
-                headers[f"{PREFIX}precision"] = str(precision)
-            if reply is not None:
-                headers[f"{PREFIX}cost"] = f"{self.account.cost().cost:.6g}"
+        precision = self._precision(answer)
+        if precision is not None:
+            headers[f"{PREFIX}precision"] = str(precision)
+        level = self.decision.level
+        if level is not None:
+            headers[f"{PREFIX}level"] = f"{level.level} {level.name}"
+            if level.changes:
+                headers[f"{PREFIX}changed"] = _in_header("; ".join(level.changed()))
+        if self.account is not None and reply is not None:
+            headers[f"{PREFIX}cost"] = f"{self.account.cost().cost:.6g}"
         if answer is not None and answer.engine is not None:
             headers[f"{PREFIX}engine"] = answer.engine
         if answer is not None and answer.replica_id is not None:
@@ -113,7 +118,8 @@ class Provenance:
             "cached_tokens": usage.cached_tokens,
             "truncated_turns": usage.truncated_turns,
             "truncated_tokens": usage.truncated_tokens,
-            **({} if self.account is None else _spent(self.account, self.decision.model)),
+            **self._memory(answer, reply),
+            **({} if self.account is None else _spent(self.account)),
             **({} if self.judgement is None else self.judgement.fields()),
         }
 
@@ -127,6 +133,27 @@ class Provenance:
         """The same at the end of a stream, as a comment: clients that do not know it skip it by the SSE rules."""
         return b": pointsman " + json.dumps(self.fields(answer, reply)).encode() + b"\n\n"
 
+    def _precision(self, answer: Answer | None) -> Precision | None:
+        """Of the model that answers; None: it has none here."""
+        by_config = None if self.account is None else self.account.precision(self.decision.model)
+        return by_config if by_config is None or answer is None else answer.precision(by_config)
+
+    def _memory(self, answer: Answer | None, reply: EngineReply) -> dict[str, object]:
+        """Precision, level, and what the request met in the KV cache."""
+        precision, level, kv = self._precision(answer), self.decision.level, reply.kv
+        told: dict[str, object] = {}
+        if self.account is not None:
+            told["precision"] = None if precision is None else {"compute": precision.compute, "kv": precision.kv}
+        if level is not None:
+            told["level"] = {"number": level.level, "name": level.name, "changed": level.changed()}
+        told["kv"] = {
+            "hit_tokens": reply.usage.cached_tokens,
+            "recomputed_tokens": kv.recomputed_tokens,
+            "preemptions": kv.preemptions,
+            "switches": kv.switches,
+        }
+        return told
+
     def _attempts(self, answer: Answer | None) -> int:
         return self.earlier + (0 if answer is None else answer.attempts)
 
@@ -136,11 +163,10 @@ def _in_header(text: str) -> str:
     return "".join(character if " " <= character <= "~" else "?" for character in text[:MAX_HEADER_CHARS])
 
 
-def _spent(account: Account, model: str) -> dict[str, object]:
-    """Precision of the model that answers, and what the whole request cost so far."""
-    cost, precision = account.cost(), account.precision(model)
+def _spent(account: Account) -> dict[str, object]:
+    """What the whole request cost so far."""
+    cost = account.cost()
     return {
-        "precision": None if precision is None else {"compute": precision.compute, "kv": precision.kv},
         "cost": {
             "total": cost.cost,
             "engine_seconds": round(cost.engine_seconds, 4),

@@ -13,6 +13,7 @@ from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
+from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.records.recorder import NoRecords, Recorder
 from deployments.telemetry.metrics import IngressMetrics
@@ -32,6 +33,7 @@ class Services:
     recent: RecentAnswers
     gate: Gate
     admission: AdmissionControl
+    precision: PrecisionControl
     metrics: IngressMetrics
     telemetry: Telemetry
     trusted: bool

@@ -76,6 +76,12 @@ class RequestSpan:
                 self._span.set_attribute(names.LATENCY_TARGET, contract.latency_target_s)
             if decision.role is not None:
                 self._span.set_attribute(names.ROUTE_ROLE, decision.role)
+            level = decision.level
+            if level is not None and level.level:
+                self._span.set_attribute(names.LEVEL, level.level)
+                self._span.set_attribute(names.LEVEL_NAME, level.name)
+                if level.changes:
+                    self._span.set_attribute(names.LEVEL_CHANGED, level.changed())
 
     @contextmanager
     def attempt(self, number: int, model: str, temperature: float | None) -> Iterator[AttemptSpan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.record import DecisionRecord
 from cluster.records.replica_time import ReplicaBucket
 
@@ -39,3 +40,4 @@ class Batch:
     records: tuple[DecisionRecord, ...] = ()
     buckets: tuple[ReplicaBucket, ...] = ()
     losses: tuple[Loss, ...] = ()
+    changes: tuple[PrecisionChange, ...] = ()

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, func, inspect, or_, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from cluster.records.replica_time import BUCKET_S
 from deployments.records.schema import NewerDatabaseError, check_known, present_steps
 from deployments.records.store import why_away
-from deployments.records.tables import DECISIONS, LOSSES, MODEL_COSTS, REPLICA_SECONDS
+from deployments.records.tables import DECISIONS, LOSSES, MODEL_COSTS, PRECISION_CHANGES, REPLICA_SECONDS
 from deployments.records.target import Target, connect
 
 Row = dict[str, Any]
@@ -90,6 +90,23 @@ class RecordsReader:
         if since is not None:
             statement = statement.where(LOSSES.c.at >= since)
         return {row["reason"]: int(row["records"]) for row in self._rows(statement)}
+
+    def precision_changes(self, model: str | None, since: float | None, limit: int) -> list[Row]:
+        """The latest changes on precision ladders first, at most `limit`: of `model` (None: of all), from `since` on.
+
+        `since` is a Unix time in seconds; None: from the first. A row holds the fields of `PrecisionChange`.
+        """
+        changes = PRECISION_CHANGES.c
+        statement = select(PRECISION_CHANGES).order_by(changes.at.desc(), changes.id.desc()).limit(limit)
+        if model is not None:
+            statement = statement.where(changes.model == model)
+        if since is not None:
+            statement = statement.where(changes.at >= since)
+        with self._connected() as connection:
+            # A database of an earlier release has no such table until an ingress of this one starts.
+            if connection is None or not inspect(connection).has_table(PRECISION_CHANGES.name):
+                return []
+            return [dict(row) for row in connection.execute(statement).mappings()]
 
     def _models(self, decision_id: str) -> list[Row]:
         columns = [column for column in MODEL_COSTS.c if column.name not in ("decision_id", "at")]

@@ -13,9 +13,10 @@ from typing import Final, Protocol
 from prometheus_client.metrics_core import Metric as Family
 
 from cluster.config.records import RecordsConfig
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.record import DecisionRecord
 from cluster.records.replica_time import ReplicaClock
-from cluster.telemetry import names
+from cluster.telemetry import metric_table
 from deployments.channel.receiver import ChannelReceiver
 from deployments.records.writer import RecordCounts, RecordWriter, Store
 from deployments.telemetry.series import number_family
@@ -32,13 +33,16 @@ BUSY, IDLE = "busy", "idle"
 
 
 class Recorder(Protocol):
-    """What handlers of requests see of the records."""
+    """What handlers of requests, and what watches the replicas, see of the records."""
 
     def note(self, record: DecisionRecord) -> None:
         """Write down a decision. Never waits, never raises."""
 
     def failed(self) -> None:
         """Count a record that could not be made."""
+
+    def changed(self, change: PrecisionChange) -> None:
+        """Write down a change of precision; one that several ingresses note is kept once. Never waits, never raises."""
 
 
 class NoRecords:
@@ -49,6 +53,9 @@ class NoRecords:
 
     def failed(self) -> None:
         """Nothing is counted."""
+
+    def changed(self, change: PrecisionChange) -> None:
+        """Nothing is kept."""
 
 
 class Records:
@@ -97,6 +104,11 @@ class Records:
         if self._writer is not None:
             self._writer.failed()
 
+    def changed(self, change: PrecisionChange) -> None:
+        """Queue a change of precision."""
+        if self._writer is not None:
+            self._writer.put_change(change)
+
     def counts(self) -> RecordCounts:
         """What became of the records."""
         return RecordCounts() if self._writer is None else self._writer.counts()
@@ -106,14 +118,16 @@ class Records:
         total = self._clock.total
         seconds = [((model, BUSY), one.busy) for model, one in total.items()]
         seconds += [((model, IDLE), one.idle) for model, one in total.items()]
-        yield number_family(names.REPLICA_SECONDS, seconds)
-        yield number_family(names.ENGINE_SECONDS, [((model,), value) for model, value in self._engine_seconds.items()])
-        yield number_family(names.COST, [((model,), value) for model, value in self._cost.items()])
+        yield number_family(metric_table.REPLICA_SECONDS, seconds)
+        yield number_family(
+            metric_table.ENGINE_SECONDS, [((model,), value) for model, value in self._engine_seconds.items()]
+        )
+        yield number_family(metric_table.COST, [((model,), value) for model, value in self._cost.items()])
         own, counts = (self._process,), self.counts()
-        yield number_family(names.RECORDS_WRITTEN, [(own, counts.written)])
-        yield number_family(names.RECORDS_QUEUED, [(own, counts.queued)])
+        yield number_family(metric_table.RECORDS_WRITTEN, [(own, counts.written)])
+        yield number_family(metric_table.RECORDS_QUEUED, [(own, counts.queued)])
         dropped = [((self._process, reason), number) for reason, number in counts.dropped.items()]
-        yield number_family(names.RECORDS_DROPPED, dropped)
+        yield number_family(metric_table.RECORDS_DROPPED, dropped)
 
     async def _watch(self) -> None:
         """Add up how long replicas are busy and idle, by what they last told."""

@@ -16,7 +16,17 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from cluster.records.replica_time import BUCKET_S
 from deployments.records.batch import Batch, DatabaseAwayError, RecordRefusedError
 from deployments.records.schema import NewerDatabaseError, migrate
-from deployments.records.tables import DECISIONS, LOSSES, MODEL_COSTS, REPLICA_SECONDS, Row, cost_rows, decision_row
+from deployments.records.tables import (
+    DECISIONS,
+    LOSSES,
+    MODEL_COSTS,
+    PRECISION_CHANGES,
+    REPLICA_SECONDS,
+    Row,
+    change_row,
+    cost_rows,
+    decision_row,
+)
 from deployments.records.target import Target, connect
 from deployments.telemetry.log_format import log_event
 from deployments.telemetry.log_safety import Safe
@@ -24,6 +34,8 @@ from deployments.telemetry.store_file import StoreUnavailableError, file_identit
 
 _log = logging.getLogger(__name__)
 
+MAX_CHANGES: Final = 100_000
+"""Changes of precision that are kept, 30 MB or so: those of one replica that changes twice a minute for a month."""
 PRUNE_EVERY_S: Final = 60.0
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNINGS: Final = 50
@@ -41,6 +53,7 @@ class RecordStore:
         *,
         keep_days: float = 30.0,
         max_records: int = 1_000_000,
+        max_changes: int = MAX_CHANGES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`ingress` names the process that writes. What is kept overshoots `max_records` by a minute's records at most."""
@@ -48,6 +61,7 @@ class RecordStore:
         self._ingress = ingress
         self._keep_s = keep_days * 86_400
         self._max_records = max_records
+        self._max_changes = max_changes
         self._clock = clock
         self._engine: Engine | None = None
         self._identity: tuple[int, int] | None = None
@@ -69,6 +83,7 @@ class RecordStore:
         """Delete what is too old or too much, in small transactions; returns the decisions deleted."""
         engine = self._open()
         before = self._clock() - self._keep_s
+        self._prune_changes(engine, before)
         with engine.begin() as connection:
             excess = (connection.scalar(select(func.count()).select_from(DECISIONS)) or 0) - self._max_records
             if excess > 0:
@@ -90,6 +105,20 @@ class RecordStore:
                 break
         return deleted
 
+    def _prune_changes(self, engine: Engine, before: float) -> None:
+        """Changes are few and stay for all of their days, however many decisions there are."""
+        changes = PRECISION_CHANGES.c
+        too_old = select(changes.id).where(changes.at < before)
+        # Past the newest, in one look: two ingresses that count first and delete then would take twice as many.
+        too_many = select(changes.id).order_by(changes.at.desc()).offset(self._max_changes)
+        for surplus in (too_old, too_many):
+            for _ in range(_PRUNINGS):
+                some = delete(PRECISION_CHANGES).where(changes.id.in_(surplus.limit(_PRUNED_AT_ONCE)))
+                with engine.begin() as connection:
+                    done = connection.execute(some)
+                if done.rowcount < _PRUNED_AT_ONCE:
+                    break
+
     def close(self) -> None:
         """Close the connection. Idempotent; a later `write` opens it again."""
         engine, self._engine = self._engine, None
@@ -101,6 +130,9 @@ class RecordStore:
             _add(connection, DECISIONS, [decision_row(record) for record in batch.records])
             _add(connection, MODEL_COSTS, [row for record in batch.records for row in cost_rows(record)])
         _add(connection, LOSSES, [self._loss_row(loss.id, loss.at, loss.reason, loss.records) for loss in batch.losses])
+        # All ingresses write the same ones: in any other order, PostgreSQL would have them wait for each other.
+        changes = batch.changes
+        _add(connection, PRECISION_CHANGES, [change_row(change) for change in changes])
         # A bucket grows while its minute lasts: the last one put is the fullest.
         buckets = {(each.minute, each.model): each.seconds for each in batch.buckets}
         _replace(

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.record import MAX_TEXT, DecisionRecord, told_candidates, told_signals, told_trail
 
 METADATA: Final = MetaData()
@@ -92,6 +93,30 @@ LOSSES: Final = Table(
 )
 """How many records are missing, and why; written once the database takes something again."""
 
+PRECISION_CHANGES: Final = Table(
+    "precision_changes",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("replica", String(256), nullable=False),
+    Column("cause", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("level_before", Integer, nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("level_name", String(64), nullable=False),
+    Column("kv_before", String(64), nullable=False),
+    Column("kv_after", String(64), nullable=False),
+    Column("pause_s", Double, nullable=False),
+    Column("preempted", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("blocks_before", BigInteger, nullable=False),
+    Column("blocks_after", BigInteger, nullable=False),
+    Column("error", Text),
+    Index("precision_changes_by_time", "at"),
+)
+"""One row a change on a replica's precision ladder, whoever of the ingresses wrote it first."""
+
 Row = dict[str, Any]
 
 
@@ -134,7 +159,7 @@ def decision_row(record: DecisionRecord) -> Row:
         "signals": told_signals(record.signals),
         "trail": told_trail(record.trail),
     }
-    return {name: _fitting(name, value) for name, value in row.items()}
+    return _fitting(DECISIONS, row)
 
 
 def cost_rows(record: DecisionRecord) -> list[Row]:
@@ -156,10 +181,36 @@ def cost_rows(record: DecisionRecord) -> list[Row]:
     ]
 
 
-def _fitting(name: str, value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    length = getattr(DECISIONS.c[name].type, "length", None)
+def change_row(change: PrecisionChange) -> Row:
+    """The row of one change on a precision ladder, its text cut as that of a request."""
+    row: Row = {
+        "id": change.id,
+        "at": change.at,
+        "model": change.model,
+        "replica": change.replica,
+        "cause": change.cause,
+        "reason": change.reason[:MAX_TEXT],
+        "level_before": change.level_before,
+        "level": change.level,
+        "level_name": change.level_name,
+        "kv_before": change.kv_before,
+        "kv_after": change.kv_after,
+        "pause_s": change.pause_s,
+        "preempted": change.preempted,
+        "tokens": change.tokens,
+        "blocks_before": change.blocks_before,
+        "blocks_after": change.blocks_after,
+        "error": None if change.error is None else change.error[:MAX_TEXT],
+    }
+    return _fitting(PRECISION_CHANGES, row)
+
+
+def _fitting(table: Table, row: Row) -> Row:
+    return {name: _cut(value, table.c[name]) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _cut(value: str, column: Column[Any]) -> str:
+    length = getattr(column.type, "length", None)
     # PostgreSQL knows no NUL in text, and UTF-8 no lone surrogates.
     clean = value.replace("\0", "").encode("utf-8", "replace").decode()
     return clean if length is None else clean[:length]

@@ -9,8 +9,9 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.record import DecisionRecord
 from cluster.records.replica_time import ReplicaBucket
 from deployments.records.batch import Batch, DatabaseAwayError, Loss, RecordRefusedError
@@ -18,6 +19,8 @@ from deployments.telemetry.log_format import log_event
 from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
+
+_Kept = TypeVar("_Kept", DecisionRecord, PrecisionChange)
 
 BATCH: Final = 250
 """Records of one transaction."""
@@ -28,6 +31,8 @@ LONGEST_RETRY_S: Final = 5.0
 CLOSE_S: Final = 5.0
 """Seconds that the last records may take when the process ends."""
 MAX_BUCKETS: Final = 20_000
+MAX_CHANGES: Final = 1000
+"""Changes of precision that wait; a replica makes one in many seconds. Decisions, which are many, do not crowd them out."""
 LOG_EVERY_S: Final = 60.0
 
 QUEUE_FULL, REFUSED, CLOSED, FAILED = "queue_full", "refused", "closed", "failed"
@@ -49,7 +54,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecordCounts:
-    """What became of the records of this process: `noted` is the sum of the others."""
+    """What became of the records of this process, decisions and changes alike: `noted` is the sum of the others."""
 
     noted: int = 0
     written: int = 0
@@ -59,7 +64,7 @@ class RecordCounts:
 
 
 class RecordWriter:
-    """`put` is for the event loop and never waits: the queue has no lock. Everything else happens on a thread."""
+    """What puts is for the event loop and never waits: the queues have no lock. Everything else happens on a thread."""
 
     def __init__(
         self,
@@ -75,12 +80,14 @@ class RecordWriter:
         self._poll_s = poll_s
         self._clock = clock
         self._queue: deque[DecisionRecord] = deque()
+        self._changes: deque[PrecisionChange] = deque()
         self._buckets: deque[ReplicaBucket] = deque(maxlen=MAX_BUCKETS)
         self._noted = 0
         self._lost_here: Counter[str] = Counter(_NONE_LOST)
         # From here on, only the thread writes.
         self._store: Store | None = None
         self._batch: list[DecisionRecord] = []
+        self._changing: list[PrecisionChange] = []
         self._times: list[ReplicaBucket] = []
         self._losses: tuple[Loss, ...] = ()
         self._told: Counter[str] = Counter()
@@ -103,15 +110,11 @@ class RecordWriter:
 
     def put(self, record: DecisionRecord) -> bool:
         """Take a record; False if it is lost, which is counted."""
-        self._noted += 1
-        if self._closed:
-            self._lost_here[CLOSED] += 1
-            return False
-        if len(self._queue) >= self._limit:
-            self._lost_here[QUEUE_FULL] += 1
-            return False
-        self._queue.append(record)
-        return True
+        return self._enqueue(self._queue, record, self._limit)
+
+    def put_change(self, change: PrecisionChange) -> bool:
+        """Take a change of precision; False if it is lost, which is counted like a record."""
+        return self._enqueue(self._changes, change, MAX_CHANGES)
 
     def failed(self) -> None:
         """Count a record that could not even be made."""
@@ -126,7 +129,7 @@ class RecordWriter:
         """What became of the records; exact when nothing is under way."""
         # With those that are 0: a series that is there from the start shows its first step.
         dropped = {reason: self._lost_here[reason] + self._lost_there[reason] for reason in _NONE_LOST}
-        return RecordCounts(self._noted, self._written, len(self._queue) + len(self._batch), dropped)
+        return RecordCounts(self._noted, self._written, self._waiting, dropped)
 
     def close(self, timeout_s: float = CLOSE_S) -> RecordCounts:
         """Write what is left, for `timeout_s` seconds at most; what cannot be is counted. Blocks. Idempotent."""
@@ -137,13 +140,30 @@ class RecordWriter:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s + 1.0)
-        left = len(self._queue) + len(self._batch)
+        left = self._waiting
         if left:
             self._lost_here[CLOSED] += left
             self._queue.clear()
-            self._batch = []
+            self._changes.clear()
+            self._batch, self._changing = [], []
             log_event(_log, logging.ERROR, "records_lost", reason=Safe(CLOSED), records=left)
         return self.counts()
+
+    def _enqueue(self, queue: deque[_Kept], one: _Kept, limit: int) -> bool:
+        self._noted += 1
+        if self._closed:
+            self._lost_here[CLOSED] += 1
+            return False
+        if len(queue) >= limit:
+            self._lost_here[QUEUE_FULL] += 1
+            return False
+        queue.append(one)
+        return True
+
+    @property
+    def _waiting(self) -> int:
+        """Records and changes that are neither written nor lost yet."""
+        return len(self._queue) + len(self._batch) + len(self._changes) + len(self._changing)
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
@@ -158,13 +178,13 @@ class RecordWriter:
 
     @property
     def _pending(self) -> bool:
-        return bool(self._queue or self._batch or self._buckets or self._times)
+        return bool(self._waiting or self._buckets or self._times)
 
     def _step(self) -> None:
         """Write until nothing is left, or the database is away."""
         while self._clock() >= self._retry_at:
             self._take()
-            if not (self._batch or self._times or self._losses):
+            if not (self._batch or self._changing or self._times or self._losses):
                 break
             try:
                 self._write()
@@ -177,6 +197,8 @@ class RecordWriter:
     def _take(self) -> None:
         while self._queue and len(self._batch) < BATCH:
             self._batch.append(self._queue.popleft())
+        while self._changes and len(self._changing) < BATCH:
+            self._changing.append(self._changes.popleft())
         while self._buckets and len(self._times) < BATCH:
             self._times.append(self._buckets.popleft())
         if not self._losses:
@@ -192,29 +214,35 @@ class RecordWriter:
         if self._store is None:
             self._store = self._make_store()
         try:
-            self._store.write(Batch(tuple(self._batch), tuple(self._times), self._losses))
+            self._store.write(Batch(tuple(self._batch), tuple(self._times), self._losses, tuple(self._changing)))
         except RecordRefusedError:
             self._write_singly(self._store)
         else:
-            self._written += len(self._batch)
-            self._batch = []
+            self._written += len(self._batch) + len(self._changing)
+            self._batch, self._changing = [], []
         self._times, self._losses = [], ()
 
     def _write_singly(self, store: Store) -> None:
         """One of a batch is refused: find it, so that the others are written."""
         while self._batch:
-            try:
-                store.write(Batch((self._batch[0],)))
-            except RecordRefusedError:
-                self._lost_there[REFUSED] += 1
-            else:
-                self._written += 1
+            self._write_one(store, Batch((self._batch[0],)))
             del self._batch[0]
+        while self._changing:
+            self._write_one(store, Batch(changes=(self._changing[0],)))
+            del self._changing[0]
         for rest in (Batch(buckets=tuple(self._times)), Batch(losses=self._losses)):
             try:
                 store.write(rest)
             except RecordRefusedError:
                 log_event(_log, logging.ERROR, "records_refused")
+
+    def _write_one(self, store: Store, batch: Batch) -> None:
+        try:
+            store.write(batch)
+        except RecordRefusedError:
+            self._lost_there[REFUSED] += 1
+        else:
+            self._written += 1
 
     def _note_away(self, error: Exception) -> None:
         now = self._clock()
@@ -229,7 +257,7 @@ class RecordWriter:
                 "records_database_away",
                 error=type(error).__name__,
                 cause=Safe(cause),
-                waiting=len(self._queue) + len(self._batch),
+                waiting=self._waiting,
             )
         self._away = True
 

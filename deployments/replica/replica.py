@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.api.errors import ApiError
-from deployments.channel.messages import Accepted, Ended, Events, Hello, Leaving
+from cluster.records.precision_change import PrecisionChange
+from deployments.channel.messages import Accepted, Changed, Ended, Events, Hello, Leaving, Order, Stats
 from deployments.channel.sender import IngressAddress, IngressConnection, connect
 from deployments.engines.protocol import (
     Engine,
@@ -19,8 +20,9 @@ from deployments.engines.protocol import (
     EngineStartError,
     EngineStats,
 )
+from deployments.replica.ladder import ReplicaLadder
 from deployments.replica.spec import ReplicaCall
-from deployments.replica.tracing import ReplicaTracer
+from deployments.replica.tracing import ReplicaSpan, ReplicaTracer
 from deployments.replica.watcher import EngineWatcher, WatchLimits
 from deployments.telemetry.log_safety import Safe
 
@@ -56,6 +58,9 @@ class Replica:
         self._connecting: dict[str, asyncio.Lock] = {}
         self._running: dict[str, asyncio.Task[EngineReply]] = {}
         self._owners: dict[str, str] = {}
+        self._spans: dict[str, ReplicaSpan] = {}
+        self._ladder = ReplicaLadder(name, replica_id, engine, self._changed)
+        self._orders: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._beat: asyncio.Task[None] | None = None
         self._beat_again = False
@@ -89,12 +94,27 @@ class Replica:
             if present is not None and present.open:
                 return
             ingress_id = address.ingress_id
+            engine = self._engine
             hello = Hello(
-                address.secret, self._replica_id, self._name, self._engine.kind, os.getpid(), self._engine.pids()
+                address.secret,
+                self._replica_id,
+                self._name,
+                engine.kind,
+                os.getpid(),
+                engine.pids(),
+                engine.weights,
+                engine.kv_precisions,
+                engine.kv_blockers,
             )
-            connection = await connect(address, hello, self._cancel, lambda: self._ingress_lost(ingress_id, connection))
+            connection = await connect(
+                address,
+                hello,
+                self._cancel,
+                lambda: self._ingress_lost(ingress_id, connection),
+                lambda order: self._obey(ingress_id, order),
+            )
             self._connections[ingress_id] = connection
-            connection.send_stats(self._engine.stats(), 0.0, 0.0)
+            connection.send_stats(self._told(ingress_id), 0.0, 0.0)
             if self._leaving:
                 connection.send(Leaving("draining"))
 
@@ -131,7 +151,11 @@ class Replica:
         stream = call.stream
         with self._tracer.request(call.request, self._replica_id) as span:
             request = replace(call.request, trace_headers=span.trace_headers)
-            reply = await self._engine.run(request, lambda data: connection.send(Events(stream, data)))
+            self._spans[stream] = span
+            try:
+                reply = await self._engine.run(request, lambda data: connection.send(Events(stream, data)))
+            finally:
+                del self._spans[stream]
             span.finished(reply)
             return reply
 
@@ -197,9 +221,39 @@ class Replica:
 
     def _send_stats(self) -> None:
         now = asyncio.get_running_loop().time()
-        stats = self._engine.stats()
-        for connection in self._connections.values():
-            connection.send_stats(stats, now, SIGN_OF_LIFE_S)
+        for ingress_id, connection in self._connections.items():
+            connection.send_stats(self._told(ingress_id), now, SIGN_OF_LIFE_S)
+
+    def _told(self, ingress_id: str) -> Stats:
+        return Stats(self._engine.stats(), self._ladder.position, ingress_id == self._leader())
+
+    def _leader(self) -> str | None:
+        """The ingress whose orders count: of several that see the same pressure, one decides."""
+        return min((name for name, connection in self._connections.items() if connection.open), default=None)
+
+    def _obey(self, ingress_id: str, order: Order) -> None:
+        if ingress_id != self._leader() or self._leaving:
+            return
+        task = asyncio.get_running_loop().create_task(self._carry_out(order))
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _carry_out(self, order: Order) -> None:
+        try:
+            await self._ladder.obey(order)
+        except EngineDeadError as error:
+            self._give_up(str(error))
+
+    def _changed(self, change: PrecisionChange) -> None:
+        """An order was carried out: those that lived through it, the ingress and the trace store are told."""
+        self._tracer.changed(change)
+        if change.kv_before != change.kv_after:
+            for span in self._spans.values():
+                span.lived_through(change)
+        leader = self._connections.get(self._leader() or "")
+        if leader is not None:
+            leader.send(Changed(change))
+        self._send_stats()
 
     async def _watch(self) -> None:
         self._give_up(await EngineWatcher(self._engine, self._limits).watch())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cluster.records.precision_change import PrecisionChange
 from cluster.telemetry import names
 from deployments.engines.protocol import EngineReply, EngineRequest
 
@@ -23,9 +26,19 @@ class ReplicaSpan:
     span: Span
     trace_headers: Mapping[str, str]
 
+    def lived_through(self, change: PrecisionChange) -> None:
+        """The KV precision changed under the request."""
+        self.span.add_event(names.EVENT_KV_SWITCH, change_attributes(change))
+
     def finished(self, reply: EngineReply) -> None:
         """Note how the request ended."""
-        usage = reply.usage
+        usage, kv = reply.usage, reply.kv
+        if kv.precision is not None:
+            self.span.set_attribute(names.KV_PRECISION, kv.precision)
+        if kv.preemptions:
+            self.span.set_attribute(names.KV_PREEMPTIONS, kv.preemptions)
+            self.span.set_attribute(names.KV_SWITCHES, kv.switches)
+            self.span.set_attribute(names.KV_RECOMPUTED_TOKENS, kv.recomputed_tokens)
         self.span.set_attribute(names.USAGE_INPUT_TOKENS, usage.prompt_tokens)
         self.span.set_attribute(names.USAGE_OUTPUT_TOKENS, usage.completion_tokens)
         self.span.set_attribute(names.USAGE_CACHED_TOKENS, usage.cached_tokens)
@@ -44,6 +57,19 @@ class ReplicaTracer:
     def __init__(self, model: str, engine: str) -> None:
         self._tracer = trace.get_tracer("pointsman.replica")
         self._attributes = {names.REQUEST_MODEL: model, names.ENGINE: engine}
+
+    def changed(self, change: PrecisionChange) -> None:
+        """A span of its own for a step on the precision ladder: it belongs to no request."""
+        ended = time.time_ns()
+        span = self._tracer.start_span(
+            names.SPAN_PRECISION,
+            context=Context(),
+            attributes={**self._attributes, names.REPLICA: change.replica, **change_attributes(change)},
+            start_time=ended - int(change.pause_s * 1e9),
+        )
+        if change.error is not None:
+            span.set_status(Status(StatusCode.ERROR, change.error))
+        span.end(ended)
 
     @contextmanager
     def request(self, request: EngineRequest, replica_id: str) -> Iterator[ReplicaSpan]:
@@ -65,3 +91,20 @@ class ReplicaTracer:
             except Exception as error:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
+
+
+def change_attributes(change: PrecisionChange) -> dict[str, str | int | float]:
+    """A step on the precision ladder, for spans and their events."""
+    return {
+        names.LEVEL: change.level,
+        names.LEVEL_NAME: change.level_name,
+        names.LEVEL_BEFORE: change.level_before,
+        names.LEVEL_CAUSE: change.cause,
+        names.LEVEL_REASON: change.reason,
+        names.KV_PRECISION_BEFORE: change.kv_before,
+        names.KV_PRECISION: change.kv_after,
+        names.KV_PAUSE: change.pause_s,
+        names.KV_PREEMPTED: change.preempted,
+        names.KV_RECOMPUTED_TOKENS: change.tokens,
+        names.KV_POOL_BLOCKS: change.blocks_after,
+    }

@@ -16,8 +16,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from cluster.telemetry import names
-from cluster.telemetry.names import Metric
+from cluster.records.precision_change import PrecisionChange
+from cluster.telemetry import metric_table
+from cluster.telemetry.metric_table import Metric
 from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
 from deployments.telemetry.series import Buckets, Counts, Histogram, number_family
 from deployments.telemetry.setup import SpanCounts
@@ -35,6 +36,8 @@ class ReplicaStats:
     model: str
     replica: str
     stats: EngineStats
+    level: int = 0
+    """Level of the precision ladder that it is at."""
 
 
 class StreamTimer:
@@ -48,7 +51,7 @@ class StreamTimer:
         self._last_s: float | None = None
         self.first_s: float | None = None
         """Seconds from arrival to the first chunk; None as long as there is none."""
-        self.gaps = Buckets(names.ITL_SECONDS.buckets)
+        self.gaps = Buckets(metric_table.ITL_SECONDS.buckets)
 
     def chunk(self, now_s: float, tokens: int = 1) -> None:
         """A chunk of `tokens` tokens of a stream is on its way; each token gets an equal share of the gap."""
@@ -96,75 +99,84 @@ class IngressMetrics:
     @contextmanager
     def in_flight(self, endpoint: Endpoint) -> Iterator[None]:
         """Count a request as being served while this is open."""
-        self._add(names.IN_FLIGHT, (endpoint.value,))
+        self._add(metric_table.IN_FLIGHT, (endpoint.value,))
         try:
             yield
         finally:
-            self._add(names.IN_FLIGHT, (endpoint.value,), -1)
+            self._add(metric_table.IN_FLIGHT, (endpoint.value,), -1)
 
     def decided(self, model: str, rule: str) -> None:
         """The router chose `model`. `rule` is the name of a rule, not a sentence."""
-        self._add(names.DECISIONS, (self._model(model), self._words.bound(rule)))
+        self._add(metric_table.DECISIONS, (self._model(model), self._words.bound(rule)))
 
     def answered(self, model: str, endpoint: Endpoint, reply: EngineReply, timer: StreamTimer, now_s: float) -> None:
         """A model's answer has left; `now_s` is the end on the clock of `timer`, whose chunks were those of a stream."""
         label = self._model(model)
-        self._add(names.REQUESTS, (endpoint.value, label, self._words.bound(str(reply.status))))
-        self._observe(names.REQUEST_SECONDS, (endpoint.value, label), now_s - timer.started_s)
+        self._add(metric_table.REQUESTS, (endpoint.value, label, self._words.bound(str(reply.status))))
+        self._observe(metric_table.REQUEST_SECONDS, (endpoint.value, label), now_s - timer.started_s)
         if timer.first_s is not None:
-            self._observe(names.TTFT_SECONDS, (label,), timer.first_s)
-            self._histograms[names.ITL_SECONDS.name].buckets((label,)).merge(timer.gaps)
+            self._observe(metric_table.TTFT_SECONDS, (label,), timer.first_s)
+            self._histograms[metric_table.ITL_SECONDS.name].buckets((label,)).merge(timer.gaps)
         usage = reply.usage
-        self._add(names.PROMPT_TOKENS, (label,), usage.prompt_tokens)
-        self._add(names.COMPLETION_TOKENS, (label,), usage.completion_tokens)
-        self._add(names.CACHED_TOKENS, (label,), usage.cached_tokens)
-        self._add(names.TRUNCATED_TOKENS_TOTAL, (label,), usage.truncated_tokens)
+        self._add(metric_table.PROMPT_TOKENS, (label,), usage.prompt_tokens)
+        self._add(metric_table.COMPLETION_TOKENS, (label,), usage.completion_tokens)
+        self._add(metric_table.CACHED_TOKENS, (label,), usage.cached_tokens)
+        self._add(metric_table.TRUNCATED_TOKENS_TOTAL, (label,), usage.truncated_tokens)
         if reply.status < 400:
-            self._observe(names.PROMPT_SIZE, (label,), usage.prompt_tokens)
-            self._observe(names.COMPLETION_SIZE, (label,), usage.completion_tokens)
+            self._observe(metric_table.PROMPT_SIZE, (label,), usage.prompt_tokens)
+            self._observe(metric_table.COMPLETION_SIZE, (label,), usage.completion_tokens)
 
     def refused(self, endpoint: Endpoint, code: str) -> None:
         """A request was refused before a model saw it, or because none could. `code` is an error code, no sentence."""
-        self._add(names.REFUSED, (endpoint.value, self._words.bound(code)))
+        self._add(metric_table.REFUSED, (endpoint.value, self._words.bound(code)))
 
     def admission(self, model: str, outcome: str, code: str) -> None:
         """A request came to a model. `outcome` and `code` are words."""
-        self._add(names.ADMISSIONS, (self._model(model), outcome, self._words.bound(code)))
+        self._add(metric_table.ADMISSIONS, (self._model(model), outcome, self._words.bound(code)))
+
+    def stepped(self, change: PrecisionChange) -> None:
+        """A replica went to another level of its precision ladder, or failed to."""
+        outcome = "done" if change.error is None else "failed"
+        self._add(metric_table.LEVEL_CHANGES, (self._model(change.model), change.level_name, change.cause, outcome))
+
+    def sampling_changed(self, model: str, level: str) -> None:
+        """The precision ladder changed how a request is sampled. `level` is the name of a level."""
+        self._add(metric_table.SAMPLING_CHANGED, (self._model(model), level))
 
     @contextmanager
     def waiting(self, model: str) -> Iterator[None]:
         """Count a request as waiting for its model while this is open."""
-        self._add(names.ADMISSION_WAITING, (self._model(model),))
+        self._add(metric_table.ADMISSION_WAITING, (self._model(model),))
         try:
             yield
         finally:
-            self._add(names.ADMISSION_WAITING, (self._model(model),), -1)
+            self._add(metric_table.ADMISSION_WAITING, (self._model(model),), -1)
 
     def retried(self, model: str) -> None:
         """An attempt was repeated on another replica."""
-        self._add(names.RETRIES, (self._model(model),))
+        self._add(metric_table.RETRIES, (self._model(model),))
 
     def judged(self, model: str, outcome: str) -> None:
         """An attempt was judged. `outcome` is a word."""
-        self._add(names.ATTEMPTS_JUDGED, (self._model(model), self._words.bound(outcome)))
+        self._add(metric_table.ATTEMPTS_JUDGED, (self._model(model), self._words.bound(outcome)))
 
     def spent(self, model: str, usage: TokenUsage) -> None:
         """Tokens that a model computed for an answer that was not sent, or to check one."""
-        self._add(names.PROMPT_TOKENS, (self._model(model),), usage.prompt_tokens)
-        self._add(names.COMPLETION_TOKENS, (self._model(model),), usage.completion_tokens)
-        self._add(names.CACHED_TOKENS, (self._model(model),), usage.cached_tokens)
+        self._add(metric_table.PROMPT_TOKENS, (self._model(model),), usage.prompt_tokens)
+        self._add(metric_table.COMPLETION_TOKENS, (self._model(model),), usage.completion_tokens)
+        self._add(metric_table.CACHED_TOKENS, (self._model(model),), usage.cached_tokens)
 
     def late(self, model: str, role: str) -> None:
         """A stream's first token came later than the contract of its role aims at."""
-        self._add(names.LATENCY_TARGET_MISSES, (self._model(model), self._words.bound(role)))
+        self._add(metric_table.LATENCY_TARGET_MISSES, (self._model(model), self._words.bound(role)))
 
     def disconnected(self, endpoint: Endpoint) -> None:
         """The client went away before its answer was complete."""
-        self._add(names.DISCONNECTS, (endpoint.value,))
+        self._add(metric_table.DISCONNECTS, (endpoint.value,))
 
     def engine_died(self, model: str, cause: str) -> None:
         """An engine died or hung. `cause` is a word, not a sentence."""
-        self._add(names.ENGINE_DEATHS, (self._model(model), self._words.bound(cause)))
+        self._add(metric_table.ENGINE_DEATHS, (self._model(model), self._words.bound(cause)))
 
     def set_loop_lag(self, seconds: float) -> None:
         """How late this process's event loop last was."""
@@ -196,13 +208,21 @@ class IngressMetrics:
         yield from (histogram.family() for histogram in self._histograms.values())
         for metric, read in _REPLICA_METRICS:
             yield number_family(metric, (((each.model, each.replica), read(each.stats)) for each in self._replicas))
-        yield number_family(names.REPLICAS, self._states.items())
+        levels = (((each.model, each.replica), each.level) for each in self._replicas)
+        yield number_family(metric_table.PRECISION_LEVEL, levels)
+        formats = (
+            ((each.model, each.replica, each.stats.kv_precision), 1)
+            for each in self._replicas
+            if each.stats.kv_precision
+        )
+        yield number_family(metric_table.KV_PRECISION_INFO, formats)
+        yield number_family(metric_table.REPLICAS, self._states.items())
         own = (self._process,)
         spans = self._spans()
-        yield number_family(names.LOOP_LAG_SECONDS, [(own, self._loop_lag_s)])
-        yield number_family(names.SPANS_STORED, [(own, spans.exported)])
-        yield number_family(names.SPANS_DROPPED, [(own, spans.dropped)])
-        yield number_family(names.LOG_LINES_DROPPED, [(own, self._log_lines_dropped())])
+        yield number_family(metric_table.LOOP_LAG_SECONDS, [(own, self._loop_lag_s)])
+        yield number_family(metric_table.SPANS_STORED, [(own, spans.exported)])
+        yield number_family(metric_table.SPANS_DROPPED, [(own, spans.dropped)])
+        yield number_family(metric_table.LOG_LINES_DROPPED, [(own, self._log_lines_dropped())])
 
 
 class _Bounded:
@@ -232,37 +252,44 @@ class _Computed(Collector):
 
 
 _COUNTED: Final = (
-    names.REQUESTS,
-    names.IN_FLIGHT,
-    names.DECISIONS,
-    names.REFUSED,
-    names.ADMISSIONS,
-    names.ADMISSION_WAITING,
-    names.RETRIES,
-    names.ATTEMPTS_JUDGED,
-    names.LATENCY_TARGET_MISSES,
-    names.DISCONNECTS,
-    names.ENGINE_DEATHS,
-    names.PROMPT_TOKENS,
-    names.COMPLETION_TOKENS,
-    names.CACHED_TOKENS,
-    names.TRUNCATED_TOKENS_TOTAL,
+    metric_table.REQUESTS,
+    metric_table.IN_FLIGHT,
+    metric_table.DECISIONS,
+    metric_table.REFUSED,
+    metric_table.ADMISSIONS,
+    metric_table.ADMISSION_WAITING,
+    metric_table.LEVEL_CHANGES,
+    metric_table.SAMPLING_CHANGED,
+    metric_table.RETRIES,
+    metric_table.ATTEMPTS_JUDGED,
+    metric_table.LATENCY_TARGET_MISSES,
+    metric_table.DISCONNECTS,
+    metric_table.ENGINE_DEATHS,
+    metric_table.PROMPT_TOKENS,
+    metric_table.COMPLETION_TOKENS,
+    metric_table.CACHED_TOKENS,
+    metric_table.TRUNCATED_TOKENS_TOTAL,
 )
 _HISTOGRAMS: Final = (
-    names.REQUEST_SECONDS,
-    names.TTFT_SECONDS,
-    names.ITL_SECONDS,
-    names.PROMPT_SIZE,
-    names.COMPLETION_SIZE,
+    metric_table.REQUEST_SECONDS,
+    metric_table.TTFT_SECONDS,
+    metric_table.ITL_SECONDS,
+    metric_table.PROMPT_SIZE,
+    metric_table.COMPLETION_SIZE,
 )
 _REPLICA_METRICS: Final[tuple[tuple[Metric, Callable[[EngineStats], float]], ...]] = (
-    (names.ENGINE_RUNNING, lambda stats: stats.running),
-    (names.ENGINE_WAITING, lambda stats: stats.waiting),
-    (names.KV_USAGE, lambda stats: stats.kv_usage),
-    (names.KV_BLOCKS, lambda stats: stats.kv_blocks),
-    (names.PREEMPTIONS, lambda stats: stats.preemptions),
-    (names.PREFIX_QUERIES, lambda stats: stats.prefix_queries),
-    (names.PREFIX_HITS, lambda stats: stats.prefix_hits),
-    (names.ENGINE_PROMPT_TOKENS, lambda stats: stats.prompt_tokens),
-    (names.ENGINE_GENERATED_TOKENS, lambda stats: stats.generated_tokens),
+    (metric_table.ENGINE_RUNNING, lambda stats: stats.running),
+    (metric_table.ENGINE_WAITING, lambda stats: stats.waiting),
+    (metric_table.KV_USAGE, lambda stats: stats.kv_usage),
+    (metric_table.KV_BLOCKS, lambda stats: stats.kv_blocks),
+    (metric_table.PREEMPTIONS, lambda stats: stats.preemptions),
+    (metric_table.FORCED_PREEMPTIONS, lambda stats: stats.forced_preemptions),
+    (metric_table.RECOMPUTED_TOKENS, lambda stats: stats.recomputed_tokens),
+    (metric_table.KV_EVICTIONS, lambda stats: stats.kv_evictions),
+    (metric_table.KV_LIFETIME, lambda stats: stats.kv_lifetime_s),
+    (metric_table.KV_SWITCHES_TOTAL, lambda stats: stats.kv_switches),
+    (metric_table.PREFIX_QUERIES, lambda stats: stats.prefix_queries),
+    (metric_table.PREFIX_HITS, lambda stats: stats.prefix_hits),
+    (metric_table.ENGINE_PROMPT_TOKENS, lambda stats: stats.prompt_tokens),
+    (metric_table.ENGINE_GENERATED_TOKENS, lambda stats: stats.generated_tokens),
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from cluster.telemetry.names import Metric, MetricType
+from cluster.telemetry.metric_table import Metric, MetricType
 
 
 class Buckets:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from cluster.telemetry import names
+from cluster.telemetry import metric_table
 from deployments.head.state import read_state
 from deployments.processes import process_state, processes_of
 from tests.clusters import (
@@ -219,7 +219,7 @@ def most_at_once(url: str, asking: int) -> int:
     ):
         answers = [callers.submit(client.post, "/v1/chat/completions", json=body) for _ in range(asking)]
         while not all(answer.done() for answer in answers):
-            running = f"{names.ENGINE_RUNNING.name}{{"
+            running = f"{metric_table.ENGINE_RUNNING.name}{{"
             lines = client.get("/metrics").text.splitlines()
             seen += [int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(running)]
             time.sleep(0.05)

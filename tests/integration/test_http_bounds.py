@@ -14,7 +14,7 @@ from typing import Self
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.telemetry.names import LOOP_LAG_SECONDS
+from cluster.telemetry.metric_table import LOOP_LAG_SECONDS
 from tests.clusters import RunningCluster
 from tests.integration.access_keys import add_key
 from tests.integration.cluster_processes import ingress_of

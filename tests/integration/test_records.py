@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import secrets
 import threading
 import time
@@ -13,23 +14,26 @@ from typing import Any
 
 import httpx
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from cluster.config.records import RecordsConfig
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.replica_time import ReplicaBucket, ReplicaSeconds
 from deployments.records.batch import Batch, DatabaseAwayError
 from deployments.records.check import check_database
 from deployments.records.reader import RecordsReader, Wanted
+from deployments.records.schema import _config
 from deployments.records.store import RecordStore
-from deployments.records.tables import METADATA
+from deployments.records.tables import DECISIONS, METADATA, decision_row
 from deployments.records.target import connect, target_of
 from deployments.records.writer import RecordWriter
 from tests.clusters import RunningCluster, simulated_config, start_cluster, stop_cluster
 from tests.faults.load import CHAT, chat
 from tests.integration.cluster_processes import unused_port, wait_for
 from tests.integration.postgres import Postgres
-from tests.unit.records.made import record
+from tests.unit.records.made import change, record
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -64,6 +68,65 @@ def test_the_tables_are_made_and_what_is_written_comes_back(config: RecordsConfi
     RecordStore(target, "ingress-2").close()
     check_database(config, state_dir)
     assert {row["model"] for row in RecordsReader(target).costs("model", None)} == {"dense", "mini"}
+
+
+def test_a_change_of_precision_is_kept_once_however_many_ingresses_write_it(
+    config: RecordsConfig, postgres: Postgres, password: str, state_dir: Path
+) -> None:
+    postgres.sql(password, "CREATE DATABASE ladders")
+    target = target_of(config.model_copy(update={"url": postgres.url.replace("/records", "/ladders")}), state_dir)
+    # An earlier release was here first.
+    engine = connect(target)
+    with engine.begin() as connection:
+        command.upgrade(_config(connection), "0001")
+        connection.execute(DECISIONS.insert(), decision_row(record(request_id="old")))
+    assert RecordsReader(target).precision_changes(None, None, 10) == []
+    now = time.time()
+    changes = tuple(
+        change(at=now - number, reason="90 % \0 voll: \N{SNOWMAN} \ud800", error=None if number else "e" * 9000)
+        for number in range(30)
+    )
+    stores = [RecordStore(target, f"ingress-{number}", max_changes=20) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda store: store.write(Batch(changes=changes)), stores))
+        list(pool.map(RecordStore.prune, stores))
+    for store in stores:
+        store.close()
+    reader = RecordsReader(target)
+    rows = reader.precision_changes("dense", None, 100)
+    assert [row["id"] for row in rows] == [one.id for one in changes[:20]]
+    assert (rows[0]["reason"], len(rows[0]["error"]), rows[1]["error"]) == ("90 %  voll: \N{SNOWMAN} ?", 2000, None)
+    assert json.loads(json.dumps(rows)) == rows
+    assert len(reader.precision_changes(None, now - 4.5, 100)) == 5
+    assert [row["request_id"] for row in reader.decisions(Wanted(), 10)] == ["old"]
+    with engine.begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        command.downgrade(_config(connection), "0001")
+    engine.dispose()
+    assert [row["request_id"] for row in reader.decisions(Wanted(), 10)] == ["old"]
+
+
+def test_ingresses_that_write_the_same_changes_at_once_are_not_in_each_others_way(
+    config: RecordsConfig, state_dir: Path
+) -> None:
+    target = target_of(config, state_dir)
+    stores = [RecordStore(target, f"ingress-{number}") for number in range(4)]
+    together = threading.Barrier(len(stores))
+
+    def write(store: RecordStore, changes: list[PrecisionChange]) -> None:
+        together.wait(10)
+        store.write(Batch(changes=tuple(changes)))
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(lambda store: store.write(Batch()), stores))
+        for _ in range(12):
+            changes = [change() for _ in range(250)]
+            # They hear of them in any order, and must not wait for each other in a ring.
+            orders = [random.Random(number).sample(changes, len(changes)) for number in range(len(stores))]
+            list(pool.map(write, stores, orders))
+    for store in stores:
+        store.close()
+    assert len(RecordsReader(target).precision_changes(None, None, 10_000)) == 12 * 250
 
 
 def test_nothing_is_lost_when_the_server_goes_and_comes_back(

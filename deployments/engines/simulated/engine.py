@@ -37,6 +37,7 @@ class SimulatedEngine:
     """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
 
     kind = "simulated"
+    weights = "simulated"
     kv_precisions: tuple[str, ...] = tuple(_PRECISIONS)
     kv_blockers: tuple[str, ...] = ()
 

@@ -286,7 +286,7 @@ async def test_stats_are_sent_on_change_and_as_a_sign_of_life(ends: Ends) -> Non
     ends.replica.send = sent.append  # type: ignore[method-assign]
     idle, busy = EngineStats(), EngineStats(running=1)
     for at, stats in ((10.0, idle), (10.2, idle), (10.4, busy), (10.6, busy), (11.5, busy)):
-        ends.replica.send_stats(stats, at, 1.0)
+        ends.replica.send_stats(Stats(stats), at, 1.0)
     assert sent == [Stats(idle), Stats(busy), Stats(busy)]
 
 

@@ -8,32 +8,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import (
     Accepted,
     Cancel,
+    Changed,
     ChannelError,
     Ended,
     Events,
     Hello,
+    LadderPosition,
     Leaving,
     Message,
+    Order,
     Stats,
     encode_frame,
     read_frame,
 )
+from deployments.engines.kv_precision import KvUse
 from deployments.engines.protocol import EngineReply, EngineStats, TokenUsage
 
 ids = st.text(max_size=40)
 counts = st.integers(0, 2**53)
 usages = st.builds(TokenUsage, counts, counts, counts, counts, counts)
-replies = st.builds(EngineReply, st.integers(100, 599), st.binary(max_size=200), usages, st.none() | ids)
-stats = st.builds(EngineStats, counts, counts, st.floats(0, 1), counts, counts, counts, counts, counts, counts, counts)
+kv_uses = st.builds(KvUse, st.none() | ids, counts, counts, counts)
+replies = st.builds(EngineReply, st.integers(100, 599), st.binary(max_size=200), usages, st.none() | ids, kv=kv_uses)
+seconds = st.floats(0, 2**40)
+stats = st.builds(
+    EngineStats, counts, counts, st.floats(0, 1), counts, counts, ids, counts, counts, seconds, counts, counts, counts
+)
+positions = st.builds(LadderPosition, counts, seconds, ids, seconds, counts, ids)
+changes = st.builds(
+    PrecisionChange,
+    *(ids, seconds, ids, ids, ids, ids, counts, counts, ids, ids, ids),
+    *(seconds, counts, counts, counts, counts, st.none() | ids),
+)
 messages = st.one_of(
     st.builds(Hello, ids, ids, ids, ids, counts, st.lists(counts, max_size=4).map(tuple)),
     st.builds(Accepted, ids),
     st.builds(Events, ids, st.binary(max_size=500)),
     st.builds(Ended, ids, replies),
-    st.builds(Stats, stats),
+    st.builds(Stats, stats, positions, st.booleans()),
+    st.builds(Order, ids, counts, ids, ids, ids, ids),
+    st.builds(Changed, changes),
     st.builds(Cancel, ids),
     st.builds(Leaving, ids),
 )

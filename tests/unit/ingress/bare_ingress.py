@@ -26,6 +26,7 @@ from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
+from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.services import Services
 from deployments.replica.spec import ReplicaCall
@@ -180,6 +181,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
     gate.start()
     telemetry = setup_telemetry("ingress", config.telemetry, state_dir, environ={}, set_global=False)
     metrics = IngressMetrics("ingress", config.models)
+    admission = AdmissionControl(config, channel, metrics)
     services = Services(
         config=config,
         policy=Policy(config),
@@ -189,7 +191,8 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         intents=IntentReader(config, clients),
         recent=RecentAnswers(config.models),
         gate=gate,
-        admission=AdmissionControl(config, channel, metrics),
+        admission=admission,
+        precision=PrecisionControl(config, channel, admission.waiting, lambda _: None),
         metrics=metrics,
         telemetry=telemetry,
         trusted=not config.keys_required,

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from cluster.cost import ModelCost, RequestCost
+from cluster.records.precision_change import PrecisionChange
 from cluster.records.record import DecisionRecord, Precision
 from cluster.routing.decision import Candidate
 from cluster.routing.reading import Reading
@@ -37,3 +38,26 @@ def record(**more: Any) -> DecisionRecord:
         "cost": RequestCost((cost(), cost("mini", seconds=0.5))),
     }
     return DecisionRecord(**{**fields, **more})
+
+
+def change(**more: Any) -> PrecisionChange:
+    """A switch of the KV precision that went well."""
+    fields: dict[str, Any] = {
+        "id": uuid.uuid4().hex,
+        "at": time.time(),
+        "model": "dense",
+        "replica": "default#dense#abc123",
+        "cause": "kv_usage",
+        "reason": "93% of its KV cache is in use, 90% is pressure",
+        "level_before": 1,
+        "level": 2,
+        "level_name": "fp8_kv",
+        "kv_before": "bfloat16",
+        "kv_after": "fp8",
+        "pause_s": 0.25,
+        "preempted": 3,
+        "tokens": 410,
+        "blocks_before": 22,
+        "blocks_after": 45,
+    }
+    return PrecisionChange(**{**fields, **more})

@@ -13,7 +13,7 @@ from cluster.records.replica_time import ReplicaBucket, ReplicaSeconds
 from deployments.records import writer as writing
 from deployments.records.batch import Batch, DatabaseAwayError, RecordRefusedError
 from deployments.records.writer import RecordWriter
-from tests.unit.records.made import record
+from tests.unit.records.made import change, record
 
 
 class FakeStore:
@@ -33,7 +33,9 @@ class FakeStore:
             self.hang.wait(10)
         if self.away:
             raise DatabaseAwayError("away")
-        if any(one.request_id == self.refused for one in batch.records):
+        if any(one.request_id == self.refused for one in batch.records) or any(
+            one.id == self.refused for one in batch.changes
+        ):
             raise RecordRefusedError("DataError")
         self.batches.append(batch)
 
@@ -43,6 +45,10 @@ class FakeStore:
     @property
     def written(self) -> list[str]:
         return [one.request_id for batch in self.batches for one in batch.records]
+
+    @property
+    def changes(self) -> list[str]:
+        return [one.id for batch in self.batches for one in batch.changes]
 
     @property
     def losses(self) -> dict[str, int]:
@@ -171,3 +177,79 @@ def test_a_store_that_cannot_be_made_is_tried_again(monkeypatch, store):
     writer.put(record())
     wait_for(lambda: store.written)
     assert writer.close().written == 1
+
+
+def test_changes_are_written_in_order_beside_the_records(writer, store):
+    for number in range(3):
+        assert writer.put(record(request_id=str(number)))
+        assert writer.put_change(change(id=f"change-{number}"))
+    assert writer.counts().queued == 6
+    writer.start()
+    wait_for(lambda: len(store.changes) == 3)
+    assert (store.changes, store.written) == (["change-0", "change-1", "change-2"], ["0", "1", "2"])
+    counts = writer.close()
+    assert (counts.noted, counts.written, counts.queued, sum(counts.dropped.values())) == (6, 6, 0, 0)
+
+
+def test_decisions_do_not_crowd_out_changes_and_what_is_too_much_is_counted(writer, store, monkeypatch):
+    monkeypatch.setattr(writing, "MAX_CHANGES", 4)
+    for _ in range(12):
+        writer.put(record())
+    assert [writer.put_change(change(id=str(number))) for number in range(6)] == [True] * 4 + [False] * 2
+    assert writer.counts().dropped["queue_full"] == 4
+    writer.start()
+    wait_for(lambda: store.losses)
+    assert (store.losses, store.changes) == ({"queue_full": 4}, ["0", "1", "2", "3"])
+
+
+def test_changes_wait_while_the_database_is_away(writer, store):
+    store.away = True
+    writer.start()
+    writer.put_change(change(id="one"))
+    wait_for(lambda: store.tries > 3)
+    assert writer.counts().queued == 1
+    store.away = False
+    wait_for(lambda: store.changes == ["one"])
+    assert not any(writer.counts().dropped.values())
+
+
+def test_a_database_that_hangs_does_not_hold_up_who_puts_a_change(writer, store):
+    store.hang = threading.Event()
+    writer.start()
+    writer.put_change(change())
+    wait_for(lambda: store.tries)
+    began = time.monotonic()
+    for _ in range(2000):
+        writer.put_change(change())
+    assert time.monotonic() - began < 1.0
+    assert writer.counts().dropped["queue_full"] == 1000
+    store.hang.set()
+
+
+def test_one_change_that_is_refused_does_not_hold_up_the_others(writer, store):
+    store.refused = "change-1"
+    for number in range(3):
+        writer.put_change(change(id=f"change-{number}"))
+    writer.put(record(request_id="request"))
+    writer.start()
+    wait_for(lambda: store.losses)
+    assert (sorted(store.changes), store.written) == (["change-0", "change-2"], ["request"])
+    assert store.losses == {"refused": 1} and writer.counts().dropped["refused"] == 1
+
+
+def test_changes_at_the_end_and_after_it_are_written_or_counted(writer, store):
+    writer.start()
+    writer.put_change(change(id="last"))
+    writer.close()
+    assert store.changes == ["last"]
+    assert not writer.put_change(change())
+    assert writer.counts().dropped["closed"] == 1
+
+
+def test_changes_that_nobody_takes_are_counted_at_the_end(writer, store):
+    store.away = True
+    writer.start()
+    for _ in range(3):
+        writer.put_change(change())
+    counts = writer.close(0.2)
+    assert (counts.dropped["closed"], counts.queued, counts.noted) == (3, 0, 3)

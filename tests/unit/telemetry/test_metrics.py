@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.config.records import RecordsConfig
-from cluster.telemetry import names
+from cluster.telemetry import metric_table
 from deployments.channel.receiver import ChannelReceiver
 from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
 from deployments.records.recorder import Records
@@ -152,7 +152,7 @@ def test_lost_spans_and_lines_are_told():
 async def test_every_metric_of_the_table_is_exposed_with_its_help(metrics, tmp_path):
     metrics.also(Records(RecordsConfig(), tmp_path, ChannelReceiver("bare"), "ingress").families)
     text = metrics.render().decode()
-    for metric in names.all_metrics():
+    for metric in metric_table.all_metrics():
         assert f"# HELP {metric.name} {metric.help}" in text
         assert f"# TYPE {metric.name} {metric.type}" in text
 

@@ -10,6 +10,7 @@ from cluster.config.model import ModelConfig
 
 MODEL = {"kind": "dense", "roles": ["strong", "fast"], "source": "embedded:dense"}
 OTHER = {"kind": "mini", "roles": ["helper"], "source": "embedded:mini"}
+QUALITY = {"agreement": 0.99, "kl": 0.01, "consistency": 0.8}
 
 
 def config(**changes: Any) -> ClusterConfig:
@@ -25,6 +26,13 @@ OLD = config()
         (config(routing={"code_role": "strong", "switch_margin": 0.2}), {"routing.switch_margin": Way.LIVE}),
         (config(contracts={"strong": {"max_prompt_tokens": 10, "max_completion_tokens": 9}}), {"contracts.strong": Way.LIVE}),
         (config(ingress={"limits": {"max_stop": 1}}), {"ingress.limits.max_stop": Way.LIVE}),
+        (config(precision={"enter": {"kv_usage": 0.8}}), {"precision.enter.kv_usage": Way.LIVE}),
+        (config(precision={"levels": ["shed"]}), {"precision.levels": Way.LIVE}),
+        (config(models={"a.b": MODEL | {"precision": {"pinned": 2}}}), {"models.a.b.precision.pinned": Way.LIVE}),
+        (
+            config(models={"a.b": MODEL | {"precision": {"kv_quality": {"fp8": QUALITY}}}}),
+            {"models.a.b.precision.kv_quality.fp8": Way.LIVE},
+        ),
         (config(ingress={"port": 8001}), {"ingress.port": Way.RESTART}),
         (config(telemetry={"log_level": "debug"}), {"telemetry.log_level": Way.RESTART}),
         (config(name="other"), {"name": Way.RESTART}),
@@ -82,7 +90,13 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[str]:
 
 def test_every_field_of_a_model_is_known_and_most_need_new_replicas() -> None:
     ways = {path: way_of_model_field(path) for path in leaves(ModelConfig)}
-    assert {path for path, way in ways.items() if way is Way.LIVE} == {"roles", "price_per_million_tokens"}
+    assert {path for path, way in ways.items() if way is Way.LIVE} == {
+        "roles",
+        "price_per_million_tokens",
+        "precision.twin",
+        "precision.pinned",
+        *(f"precision.kv_quality.{name}" for name in QUALITY),
+    }
     assert {path for path, way in ways.items() if way is Way.SCALE} == {
         f"replicas.{name}"
         for name in (

@@ -6,6 +6,8 @@ import yaml
 from cluster.config.load import parse_config
 from cluster.config.mistakes import ConfigError
 
+QUALITY = {"agreement": 0.99, "kl": 0.01, "consistency": 0.8}
+
 
 def base() -> dict[str, Any]:
     return {
@@ -94,6 +96,30 @@ def test_the_base_has_no_mistakes() -> None:
         ("ingress", {"limits": {"body_bytes_at_once": 1_000_000}}, "ingress.limits.body_bytes"),
         ("keys", {"path": "keys.jsonl"}, "keys.path"),
         ("ray", {"address": "auto", "num_cpus": 2}, "ray.num_cpus"),
+        ("precision", {"leave": {"kv_usage": 0.9}}, "precision.leave.kv_usage"),
+        ("precision", {"enter": {"kv_usage": 0.5}}, "precision.leave.kv_usage"),
+        ("precision", {"leave": {"preemptions_per_s": 0.6}}, "precision.leave.preemptions_per_s"),
+        ("precision", {"leave": {"queue_growth_per_s": 1.1}}, "precision.leave.queue_growth_per_s"),
+        ("precision", {"enter": {"preemptions_per_s": 0}}, "precision.enter.preemptions_per_s"),
+        ("precision", {"enter": {"queue_growth_per_s": 0}}, "precision.enter.queue_growth_per_s"),
+        ("precision", {"levels": ["shed", "twin", "shed"]}, "precision.levels.2"),
+        ("precision", {"levels": ["shed", "nothing"]}, "precision.levels.1"),
+        ("precision", {"best_effort": ["batch", "batch"]}, "precision.best_effort.1"),
+        ("precision", {"dwell_s": 0}, "precision.dwell_s"),
+        ("models.dense.precision", {"twin": "nobody"}, "models.dense.precision.twin"),
+        ("models.dense.precision", {"twin": "dense"}, "models.dense.precision.twin"),
+        ("models.dense.precision", {"twin": "encoder"}, "models.dense.precision.twin"),
+        ("models.dense.precision", {"twin": "hosted"}, "models.dense.precision.twin"),
+        ("models.dense.precision", {"pinned": 5}, "models.dense.precision.pinned"),
+        ("models.dense.precision", {"kv_quality": {"fp4": QUALITY}}, "models.dense.precision.kv_quality.fp4"),
+        (
+            "models.dense.precision",
+            {"kv_quality": {"fp8": QUALITY | {"kl": -1}}},
+            "models.dense.precision.kv_quality.fp8.kl",
+        ),
+        ("models.encoder.precision", {"pinned": 0}, "models.encoder.precision.pinned"),
+        ("models.encoder.precision", {"twin": "dense"}, "models.encoder.precision.twin"),
+        ("models.hosted.precision", {"kv_quality": {"fp8": QUALITY}}, "models.hosted.precision.kv_quality"),
     ],
 )
 def test_fields_that_do_not_go_together_are_found(field: str, value: object, expected: str) -> None:
@@ -133,3 +159,24 @@ def test_on_loopback_keys_are_a_choice(host: str) -> None:
     assert not parse_config(yaml.safe_dump(config), "test").keys_required
     config["keys"] = {"required": True}
     assert parse_config(yaml.safe_dump(config), "test").keys_required
+
+
+def test_a_model_with_a_twin_is_nobodys_twin() -> None:
+    config = base()
+    config["models"]["dense"]["precision"] = {"twin": "moe", "kv_quality": {"fp8": QUALITY}, "pinned": 4}
+    assert paths(config) == set()
+    config["models"]["moe"]["precision"] = {"twin": "dense"}
+    assert paths(config) == {"models.dense.precision.twin", "models.moe.precision.twin"}
+
+
+def test_a_level_is_pinned_among_those_that_there_are() -> None:
+    config = base() | {"precision": {"levels": ["fp8_kv", "shed"]}}
+    config["models"]["dense"]["precision"] = {"pinned": 2}
+    assert paths(config) == set()
+    config["precision"]["levels"] = ["shed"]
+    assert paths(config) == {"models.dense.precision.pinned"}
+
+
+def test_thresholds_of_rates_may_be_the_same_for_both() -> None:
+    rates = {"preemptions_per_s": 0.5, "queue_growth_per_s": 2.0}
+    assert paths(base() | {"precision": {"enter": rates, "leave": dict(rates)}}) == set()

@@ -4,7 +4,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, service_attributes
 
 from cluster.telemetry import names
-from cluster.telemetry.names import MetricType, all_metrics
+from cluster.telemetry.metric_table import MetricType, all_metrics
 
 OLD = {names.ENGINE_INPUT_TOKENS, names.ENGINE_OUTPUT_TOKENS}
 

@@ -1,0 +1,157 @@
+"""Every metric of the cluster, by Prometheus's rules: base units, `_total` on counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class MetricType(StrEnum):
+    """Prometheus's types of metrics."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: everything that is said about it, in one place."""
+
+    name: str
+    type: MetricType
+    unit: str
+    """Base unit: `seconds`, `bytes`, `tokens`, `ratio`, or what is counted."""
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+    """Upper ends of a histogram's buckets, in the unit, ascending."""
+
+
+_REQUEST_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_TTFT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_ITL_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+_TOKENS: Final = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 32768.0, 131072.0)
+
+_MODEL: Final = ("model",)
+_REPLICA: Final = ("model", "replica")
+
+
+def _counter(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(f"pointsman_{name}_total", MetricType.COUNTER, unit, labels, text)
+
+
+def _gauge(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(f"pointsman_{name}", MetricType.GAUGE, unit, labels, text)
+
+
+def _histogram(name: str, unit: str, labels: tuple[str, ...], text: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(f"pointsman_{name}", MetricType.HISTOGRAM, unit, labels, text, buckets)
+
+
+REQUESTS: Final = _counter(
+    "requests", "requests", ("endpoint", "model", "status"), "Requests answered, by HTTP status."
+)
+REQUEST_SECONDS: Final = _histogram(
+    "request_seconds", "seconds", ("endpoint", "model"), "Seconds from arrival to the last byte.", _REQUEST_S
+)
+TTFT_SECONDS: Final = _histogram(
+    "time_to_first_token_seconds", "seconds", _MODEL, "Seconds from arrival to the first token sent.", _TTFT_S
+)
+ITL_SECONDS: Final = _histogram(
+    "inter_token_latency_seconds", "seconds", _MODEL, "Seconds between two tokens of a stream.", _ITL_S
+)
+PROMPT_TOKENS: Final = _counter("prompt_tokens", "tokens", _MODEL, "Prompt tokens of answered requests.")
+COMPLETION_TOKENS: Final = _counter("completion_tokens", "tokens", _MODEL, "Completion tokens of answered requests.")
+CACHED_TOKENS: Final = _counter("cached_tokens", "tokens", _MODEL, "Prompt tokens found in the prefix cache.")
+TRUNCATED_TOKENS_TOTAL: Final = _counter(
+    "truncated_tokens", "tokens", _MODEL, "Tokens that left by the sliding window."
+)
+PROMPT_SIZE: Final = _histogram("request_prompt_tokens", "tokens", _MODEL, "Prompt tokens of a request.", _TOKENS)
+COMPLETION_SIZE: Final = _histogram(
+    "request_completion_tokens", "tokens", _MODEL, "Completion tokens of a request.", _TOKENS
+)
+REFUSED: Final = _counter(
+    "refused", "requests", ("endpoint", "code"), "Requests refused before a model, by error code."
+)
+DECISIONS: Final = _counter("route_decisions", "requests", ("model", "rule"), "Routing decisions, by model and rule.")
+ADMISSIONS: Final = _counter(
+    "admissions",
+    "requests",
+    ("model", "outcome", "code"),
+    "Requests that came to a model: admitted, queued or rejected.",
+)
+ADMISSION_WAITING: Final = _gauge(
+    "admission_waiting", "requests", _MODEL, "Requests that wait for their model, in the ingress."
+)
+RETRIES: Final = _counter("retries", "attempts", _MODEL, "Attempts repeated on another replica before the first byte.")
+ATTEMPTS_JUDGED: Final = _counter(
+    "attempts_judged", "attempts", ("model", "outcome"), "Attempts at requests whose answers are judged, by outcome."
+)
+LATENCY_TARGET_MISSES: Final = _counter(
+    "latency_target_misses",
+    "requests",
+    ("model", "role"),
+    "Streams whose first token came later than the role's target.",
+)
+DISCONNECTS: Final = _counter("client_disconnects", "requests", ("endpoint",), "Requests whose client went away.")
+IN_FLIGHT: Final = _gauge("requests_in_flight", "requests", ("endpoint",), "Requests in the ingress.")
+LOOP_LAG_SECONDS: Final = _gauge("event_loop_lag_seconds", "seconds", ("process",), "Lag of a process's event loop.")
+
+REPLICAS: Final = _gauge("replicas", "replicas", ("model", "state"), "Replicas, by state.")
+ENGINE_RUNNING: Final = _gauge("engine_running", "requests", _REPLICA, "Requests in the engine's running batch.")
+ENGINE_WAITING: Final = _gauge("engine_waiting", "requests", _REPLICA, "Requests queued inside the engine.")
+KV_USAGE: Final = _gauge("kv_usage_ratio", "ratio", _REPLICA, "KV blocks in use, 0 to 1.")
+KV_BLOCKS: Final = _gauge("kv_blocks", "blocks", _REPLICA, "KV blocks in the pool.")
+PREEMPTIONS: Final = _counter("preemptions", "preemptions", _REPLICA, "Sequences preempted for lack of KV blocks.")
+FORCED_PREEMPTIONS: Final = _counter(
+    "forced_preemptions", "preemptions", _REPLICA, "Sequences preempted by changes of KV precision."
+)
+RECOMPUTED_TOKENS: Final = _counter(
+    "recomputed_tokens", "tokens", _REPLICA, "Tokens whose KV was computed again after a preemption."
+)
+KV_EVICTIONS: Final = _counter("kv_evictions", "blocks", _REPLICA, "KV blocks with cached content that were reused.")
+KV_LIFETIME: Final = _counter(
+    "kv_block_lifetime_seconds", "seconds", _REPLICA, "Seconds that evicted KV blocks had been cached for."
+)
+KV_SWITCHES_TOTAL: Final = _counter("kv_switches", "switches", _REPLICA, "Changes of KV precision.")
+KV_PRECISION_INFO: Final = _gauge(
+    "kv_precision_info", "replicas", ("model", "replica", "precision"), "KV precision in force: 1."
+)
+PRECISION_LEVEL: Final = _gauge(
+    "precision_level", "levels", _REPLICA, "Level of the precision ladder that a replica is at, 0 for normal."
+)
+LEVEL_CHANGES: Final = _counter(
+    "precision_level_changes",
+    "changes",
+    ("model", "level", "cause", "outcome"),
+    "Steps on the precision ladder that this ingress ordered, by the level they led to.",
+)
+SAMPLING_CHANGED: Final = _counter(
+    "sampling_changed", "requests", ("model", "level"), "Requests whose sampling the precision ladder changed."
+)
+PREFIX_QUERIES: Final = _counter("prefix_queries", "tokens", _REPLICA, "Tokens looked up in the prefix cache.")
+PREFIX_HITS: Final = _counter("prefix_hits", "tokens", _REPLICA, "Tokens found in the prefix cache.")
+ENGINE_PROMPT_TOKENS: Final = _counter("engine_prompt_tokens", "tokens", _REPLICA, "Prompt tokens processed.")
+ENGINE_GENERATED_TOKENS: Final = _counter("engine_generated_tokens", "tokens", _REPLICA, "Tokens generated.")
+ENGINE_DEATHS: Final = _counter("engine_deaths", "engines", ("model", "cause"), "Engines that died or hung.")
+
+REPLICA_SECONDS: Final = _counter(
+    "replica_seconds", "seconds", ("model", "state"), "Seconds that replicas were busy or idle."
+)
+ENGINE_SECONDS: Final = _counter("engine_seconds", "seconds", _MODEL, "Seconds that requests held an engine, added up.")
+COST: Final = _counter("cost", "money", _MODEL, "What external models were paid, in the money of the config.")
+RECORDS_WRITTEN: Final = _counter("records_written", "records", ("process",), "Records of decisions in the database.")
+RECORDS_QUEUED: Final = _gauge("records_queued", "records", ("process",), "Records that wait for the database.")
+RECORDS_DROPPED: Final = _counter("records_dropped", "records", ("process", "reason"), "Records lost, by reason.")
+
+SPANS_STORED: Final = _counter("spans_stored", "spans", ("process",), "Spans taken by the local store or a collector.")
+SPANS_DROPPED: Final = _counter("spans_dropped", "spans", ("process",), "Spans lost: queue full or export failed.")
+LOG_LINES_DROPPED: Final = _counter("log_lines_dropped", "lines", ("process",), "Log lines lost.")
+
+
+def all_metrics() -> tuple[Metric, ...]:
+    """Every metric of this module, by name."""
+    found = (value for value in globals().values() if isinstance(value, Metric))
+    return tuple(sorted(found, key=lambda metric: metric.name))
