@@ -131,7 +131,7 @@ class RecordStore:
             _add(connection, MODEL_COSTS, [row for record in batch.records for row in cost_rows(record)])
         _add(connection, LOSSES, [self._loss_row(loss.id, loss.at, loss.reason, loss.records) for loss in batch.losses])
         # All ingresses write the same ones: in any other order, PostgreSQL would have them wait for each other.
-        changes = batch.changes
+        changes = sorted(batch.changes, key=lambda change: change.id)
         _add(connection, PRECISION_CHANGES, [change_row(change) for change in changes])
         # A bucket grows while its minute lasts: the last one put is the fullest.
         buckets = {(each.minute, each.model): each.seconds for each in batch.buckets}
