@@ -39,7 +39,10 @@ def measure_model(config: ClusterConfig, name: str, prompts: int, tokens: int) -
 def show(name: str, found: Done, bounds: PrecisionConfig, *, as_json: bool) -> None:
     """Print figures, and what to put into the config."""
     if as_json:
-        output.print_json({"model": name, **msgspec.to_builtins(found)})
+        told = msgspec.to_builtins(found)
+        # How the child's messages are told apart.
+        del told["type"]
+        output.print_json({"model": name, **told})
         return
     table = output.table("KV", "agreement", "KL (nats)", "consistency", right=("agreement", "KL (nats)", "consistency"))
     rows = {**found.quality, f"{found.own} again": found.itself}

@@ -146,6 +146,8 @@ class EngineStats:
     """Prompt tokens processed since start."""
     generated_tokens: int = 0
     """Tokens generated since start."""
+    prefill_tokens_per_s: float = 0.0
+    """The fastest that a prompt was seen to be read; 0: none was yet."""
 
 
 class EngineDeadError(RuntimeError):

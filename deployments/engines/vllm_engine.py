@@ -247,6 +247,10 @@ class VllmEngine:
 
     async def set_kv_precision(self, precision: str) -> KvSwitch:
         """Change the KV precision between two engine steps; see `Engine.set_kv_precision`. One change at a time."""
+        # Whoever asked may give up waiting. The engine changes all the same, so what is known of it must follow.
+        return await asyncio.shield(asyncio.create_task(self._change(precision), name="kv-precision"))
+
+    async def _change(self, precision: str) -> KvSwitch:
         async with self._changing:
             if self._kv is None:
                 raise EngineDeadError(f"the engine of model {self._launch.name!r} is closed")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deployments.engines import vllm_internals
 from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch, KvUse
@@ -15,6 +16,9 @@ from deployments.engines.vllm_kv_core import LOWER
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+LOOK_EVERY_S: Final = 0.2
+"""How often to see whether an engine that has not answered yet is still alive."""
 
 
 @dataclass(slots=True)
@@ -64,7 +68,7 @@ class VllmKv:
     async def detect(self) -> None:
         """Find out whether the precision can change while the engine runs."""
         cache = self._engine.vllm_config.cache_config
-        found = await self._engine.engine_core.call_utility_async(vllm_internals.BLOCKERS_METHOD)
+        found = await self._ask(vllm_internals.BLOCKERS_METHOD)
         if cache.cache_dtype != OWN:
             found = [f"a KV precision that is set to {cache.cache_dtype}", *found]
         self.blockers = tuple(str(reason) for reason in found)
@@ -78,9 +82,8 @@ class VllmKv:
         before, after = self.precision, self._names[precision]
         if before == after:
             return KvSwitch(before, after, 0.0, 0, 0, self.blocks, self.blocks)
-        call = self._engine.engine_core.call_utility_async
         try:
-            pause_s, preempted, tokens, was, now = await call(vllm_internals.PRECISION_METHOD, precision)
+            pause_s, preempted, tokens, was, now = await self._ask(vllm_internals.PRECISION_METHOD, precision)
         except Exception as error:
             if self._engine.errored:
                 raise EngineDeadError("the engine ended in the middle of a change of its KV precision") from error
@@ -93,10 +96,26 @@ class VllmKv:
         if not notes.preempted:
             return KvUse(self.precision)
         preemptions = forced = recomputed = 0
-        for request_id in notes.request_ids:
-            lost: Any = await self._engine.engine_core.call_utility_async(vllm_internals.LOST_METHOD, request_id)
-            preemptions, forced, recomputed = preemptions + lost[0], forced + lost[1], recomputed + lost[2]
+        try:
+            for request_id in notes.request_ids:
+                lost = await self._ask(vllm_internals.LOST_METHOD, request_id)
+                preemptions, forced, recomputed = preemptions + lost[0], forced + lost[1], recomputed + lost[2]
+        except Exception:
+            if not self._engine.errored:
+                raise
+            # The engine has ended since. The answer is whole; what it cost is lost.
         return KvUse(self.precision, preemptions, forced, recomputed)
+
+    async def _ask(self, method: str, *args: object) -> Any:
+        """Call a method of the engine core. Raises `EngineDeadError` if it ends first; vLLM would wait for ever."""
+        answer = asyncio.ensure_future(self._engine.engine_core.call_utility_async(method, *args))
+        try:
+            while not (await asyncio.wait({answer}, timeout=LOOK_EVERY_S))[0]:
+                if self._engine.errored:
+                    raise EngineDeadError("the engine ended before it answered")
+            return answer.result()
+        finally:
+            answer.cancel()
 
 
 def weights_format(model_config: Any) -> str:

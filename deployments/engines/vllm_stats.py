@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 
+LEAST_READ: Final = 64
+"""Tokens of a prompt from which its time says how fast prompts are read; shorter ones take the time of a step, whatever they hold."""
+
+
 class StatsKeeper:
     """One per engine; `logger` is what vLLM calls after every step. Costs a few additions per step."""
 
@@ -21,6 +25,7 @@ class StatsKeeper:
         self.stats = EngineStats()
         self._prompt = self._generated = self._queries = self._hits = 0
         self._evictions, self._lifetime_s = 0, 0.0
+        self._fastest = 0.0
 
     def logger(self, vllm_config: VllmConfig, engine_index: int = 0) -> StatLoggerBase:
         """vLLM's factory call."""
@@ -57,6 +62,7 @@ class StatsKeeper:
             prefix_hits=self._hits,
             prompt_tokens=self._prompt,
             generated_tokens=self._generated,
+            prefill_tokens_per_s=self._fastest,
         )
 
     def add(self, scheduler: SchedulerStats | None, iteration: IterationStats | None) -> None:
@@ -64,6 +70,10 @@ class StatsKeeper:
         if iteration is not None:
             self._prompt += iteration.num_prompt_tokens
             self._generated += iteration.num_generation_tokens
+            for request in iteration.finished_requests:
+                read = request.num_prompt_tokens - request.num_cached_tokens
+                if read >= LEAST_READ and request.prefill_time > 0 and not request.num_preemptions:
+                    self._fastest = max(self._fastest, read / request.prefill_time)
         if scheduler is not None:
             self._queries += scheduler.prefix_cache_stats.queries
             self._hits += scheduler.prefix_cache_stats.hits

@@ -87,11 +87,11 @@ class PrecisionControl:
         """The level in force for new requests: the lowest of the replicas that can take them, as one of these is free of the rest."""
         return min((replica.position.level for replica in self.channel.replicas(model)), default=0)
 
-    def states(self, model: str) -> list[tuple[AttachedReplica, ReplicaState]]:
-        """The replicas of a model as the ladder sees them."""
+    def states(self, model: str, now_s: float | None = None) -> list[tuple[AttachedReplica, ReplicaState]]:
+        """The replicas of a model as the ladder sees them at `now_s`; None: now."""
         replicas = self.channel.replicas(model)
         queued = self.queued(model) / max(1, len(replicas))
-        now = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time() if now_s is None else now_s
         return [(replica, self._state(replica, queued, now)) for replica in replicas]
 
     def _state(self, replica: AttachedReplica, queued: float, now: float) -> ReplicaState:
@@ -101,7 +101,7 @@ class PrecisionControl:
             watched = _Watched(PressureMeter(self.config.precision.window_s))
             self._watched[replica.hello.replica_id] = watched
         rates = watched.meter.rates()
-        ahead_s = now - time.time()
+        ahead_s = asyncio.get_running_loop().time() - time.time()
         own_blocks = stats.kv_blocks if position.kv_precision == OWN else position.own_kv_blocks
         under_way = watched.order != position.order and now - watched.ordered_s < ORDER_S
         return ReplicaState(
@@ -118,7 +118,7 @@ class PrecisionControl:
             waiting=stats.waiting + queued,
             queue_growth_per_s=rates.queue_growth_per_s,
             prefix_hits_per_s=rates.prefix_hits_per_s,
-            prefill_tokens_per_s=rates.prefill_tokens_per_s,
+            prefill_tokens_per_s=max(rates.prefill_tokens_per_s or 0.0, stats.prefill_tokens_per_s) or None,
             calm_since_s=watched.calm_since_s,
             kv_precisions=replica.hello.kv_precisions,
         )
@@ -135,7 +135,7 @@ class PrecisionControl:
     def _look(self, now: float) -> None:
         seen = set()
         for model, ladder in self._ladders.items():
-            pairs = self.states(model)
+            pairs = self.states(model, now)
             if not pairs:
                 continue
             for replica, state in pairs:

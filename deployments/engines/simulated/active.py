@@ -79,12 +79,12 @@ class Active:
         ]
         return EngineReply(status=200, body=self._writer.whole(choices, usage), usage=usage, finish_reason=reason)
 
-    def kv_use(self, precision: str, switches: int) -> KvUse:
-        """What it met in the simulated KV cache, whose precision changed `switches` times meanwhile."""
+    def kv_use(self, precision: str) -> KvUse:
+        """What it met in the simulated KV cache."""
         return KvUse(
             precision,
             sum(sequence.preemptions for sequence in self.sequences),
-            switches,
+            sum(sequence.forced for sequence in self.sequences),
             sum(sequence.recomputed for sequence in self.sequences),
         )
 

@@ -129,6 +129,7 @@ class Scheduler:
         preempted, tokens = len(self._running), sum(sequence.computed for sequence in self._running)
         for sequence in reversed(tuple(self._running)):
             self._put_back(sequence)
+            sequence.forced += 1
         self.counters.forced_preemptions += preempted
         self.pool = BlockPool(kv_blocks)
         return preempted, tokens

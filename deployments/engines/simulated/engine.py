@@ -58,6 +58,7 @@ class SimulatedEngine:
         pool = bounds.kv_blocks * bounds.kv_block_tokens
         self._max_model_len = min(config.max_model_len or pool, config.kv_window_tokens or pool, pool)
         costs = Costs(settings.prefill_tokens_per_s, settings.decode_step_base_s, settings.decode_step_per_seq_s)
+        self._costs = costs
         self._scheduler = Scheduler(bounds, costs)
         self._active: dict[str, Active] = {}
         self._work_came = asyncio.Event()
@@ -94,14 +95,13 @@ class SimulatedEngine:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
         self._work_came.set()
-        switches = self._switches
         try:
             await active.ended
         finally:
             for sequence in active.sequences:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
-        reply = replace(active.reply(), kv=active.kv_use(_PRECISIONS[self._kv_precision][0], self._switches - switches))
+        reply = replace(active.reply(), kv=active.kv_use(_PRECISIONS[self._kv_precision][0]))
         return reply if pretence is None else replace(reply, confidence=pretence.result())
 
     async def set_kv_precision(self, precision: str) -> KvSwitch:
@@ -137,6 +137,7 @@ class SimulatedEngine:
             prefix_hits=counters.prefix_hits,
             prompt_tokens=counters.prompt_tokens,
             generated_tokens=counters.generated_tokens,
+            prefill_tokens_per_s=self._costs.prefill_tokens_per_s,
         )
 
     async def heartbeat(self) -> None:

@@ -31,6 +31,7 @@ class Sequence:
         "blocks",
         "cached",
         "computed",
+        "forced",
         "generated",
         "key",
         "keys",
@@ -55,6 +56,8 @@ class Sequence:
         self.cached: int | None = None
         """Prompt tokens found in the prefix cache at first admission."""
         self.preemptions = 0
+        self.forced = 0
+        """Of these, by changes of the pool."""
         self.lost = 0
         """Tokens that were computed when it was preempted; 0 once it is admitted again."""
         self.recomputed = 0
