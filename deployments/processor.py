@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
 
 _CPUINFO = Path("/proc/cpuinfo")
+_FP8_KV_FLAGS = frozenset({"avx512f", "amx_tile"})
+"""What vLLM's attention on x86 needs, one of them, for a KV cache in fp8."""
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
 """As Linux names the instructions that multiply int8 and sum in int32 (x86 and ARM)."""
 
@@ -18,10 +20,19 @@ def computes_int8() -> bool:
 
     Reads what Linux says and imports nothing heavy: it takes part in naming the files of a model.
     """
+    return _has_one_of(_INT8_FLAGS)
+
+
+def stores_fp8_kv() -> bool:
+    """Whether vLLM's attention on this processor can read a KV cache in fp8. The engine itself has the last word."""
+    return _has_one_of(_FP8_KV_FLAGS)
+
+
+def _has_one_of(wanted: frozenset[str]) -> bool:
     for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
         name, _, flags = line.partition(":")
         if name.strip() in ("flags", "Features"):
-            return not _INT8_FLAGS.isdisjoint(flags.split())
+            return not wanted.isdisjoint(flags.split())
     return False
 
 

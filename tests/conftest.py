@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.processor import stores_fp8_kv
 from tests.clusters import UP_TIMEOUT_S, RunningCluster, local_config, simulated_config, start_cluster, stop_cluster
 
 TESTS = Path(__file__).parent
@@ -18,6 +19,8 @@ ORDER = ("unit", "property", "simulation", "integration", "faults")
 REAL_PROCESSES = ("integration", "faults")
 SHARED_CLUSTERS = ("running_cluster", "simulated_cluster")
 """Tests of one of these follow one another, and it is stopped after the last: on two cores an idle one costs all others."""
+LEFT_OUT = pytest.StashKey[int]()
+"""Tests that this processor cannot run."""
 ENVIRONMENTS = pytest.StashKey[dict[str, dict[str, str]]]()
 """Of the shared clusters that run, by fixture."""
 
@@ -35,8 +38,9 @@ def _folder_of(item: pytest.Item) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick ones first, then by the cluster they share, then by folder, slow ones last; mark what runs real processes."""
+    _leave_out_what_the_processor_cannot(config, items)
     for item in items:
         if _folder_of(item) in REAL_PROCESSES:
             item.add_marker(pytest.mark.integration)
@@ -51,6 +55,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return folder in REAL_PROCESSES, slow, _shared_rank(item), place
 
     items.sort(key=rank)
+
+
+def _leave_out_what_the_processor_cannot(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if stores_fp8_kv():
+        return
+    left_out = [item for item in items if item.get_closest_marker("fp8_kv") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+        config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was not tested here."""
+    count = config.stash.get(LEFT_OUT, 0)
+    if count:
+        terminalreporter.write_line(
+            f"{count} tests of a KV cache in fp8 were left out: this processor has neither AVX-512 nor AMX."
+        )
 
 
 def _shared_rank(item: pytest.Item) -> int:

@@ -61,6 +61,9 @@ class EngineConfig(Section):
     """Bytes of the KV cache pool; null: the engine's own choice (most of a GPU's free memory)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """Number format of the KV cache; `auto` is that of the model."""
+    kv_second_engine: bool = False
+    """True has an engine that cannot change its KV precision while it runs start a second one beside the first, and drain;
+    both must fit into memory (yes or no, no unit)."""
     kv_window_tokens: int | None = Field(None, ge=16, le=16_777_216)
     """Tokens of KV that a sequence may hold; older chat turns leave by a sliding window. Null: no window."""
     enforce_eager: bool = False

@@ -111,9 +111,9 @@ FORCED_PREEMPTIONS: Final = _counter(
 RECOMPUTED_TOKENS: Final = _counter(
     "recomputed_tokens", "tokens", _REPLICA, "Tokens whose KV was computed again after a preemption."
 )
-KV_EVICTIONS: Final = _counter("kv_evictions", "blocks", _REPLICA, "KV blocks with cached content that were reused.")
+KV_EVICTIONS: Final = _counter("kv_evictions", "blocks", _REPLICA, "KV blocks that were used anew.")
 KV_LIFETIME: Final = _counter(
-    "kv_block_lifetime_seconds", "seconds", _REPLICA, "Seconds that evicted KV blocks had been cached for."
+    "kv_block_lifetime_seconds", "seconds", _REPLICA, "Seconds for which these blocks had held what was in them."
 )
 KV_SWITCHES_TOTAL: Final = _counter("kv_switches", "switches", _REPLICA, "Changes of KV precision.")
 KV_PRECISION_INFO: Final = _gauge(

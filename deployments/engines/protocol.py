@@ -129,9 +129,9 @@ class EngineStats:
     kv_switches: int = 0
     """Changes of that format since start."""
     kv_evictions: int = 0
-    """KV blocks with cached content that were given to other requests, since start."""
+    """KV blocks that were used anew, since start."""
     kv_lifetime_s: float = 0.0
-    """Seconds that these had been cached for, added up."""
+    """Seconds for which these had held what was in them, added up."""
     preemptions: int = 0
     """Preemptions for want of KV blocks, since start."""
     forced_preemptions: int = 0

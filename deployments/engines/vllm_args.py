@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -37,6 +37,13 @@ class VllmLaunch:
     path: Path
     """Folder of the checkpoint."""
     model: ModelConfig
+
+    def at_kv_precision(self, precision: str) -> VllmLaunch:
+        """The same with another KV precision; `auto` is the one of the config."""
+        if precision == "auto":
+            return self
+        engine = self.model.engine.model_copy(update={"kv_cache_dtype": precision})
+        return replace(self, model=self.model.model_copy(update={"engine": engine}))
 
 
 def has_gpu() -> bool:

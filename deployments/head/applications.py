@@ -7,10 +7,11 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.contract import DEFAULT_TIMEOUT_S
+from deployments.autoscaling import POLICY
 from deployments.ingress.deployment import Ingress
 from deployments.names import INGRESS_DEPLOYMENT, MODEL_DEPLOYMENT
 from deployments.replica.deployment import ModelReplica
@@ -50,6 +51,7 @@ def model_application(
                 min_replicas=replicas.min,
                 max_replicas=replicas.max,
                 target_ongoing_requests=replicas.target_ongoing_requests,
+                policy=AutoscalingPolicy(policy_function=POLICY),
             )
         }
     deployment: Deployment = serve.deployment(

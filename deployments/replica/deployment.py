@@ -7,6 +7,7 @@ import os
 
 from ray import serve
 
+from deployments.autoscaling import LEVEL
 from deployments.channel.sender import IngressAddress
 from deployments.paths import logs_path
 from deployments.replica.engines import make_engine
@@ -60,6 +61,10 @@ class ModelReplica:
     async def serve(self, call: ReplicaCall) -> None:
         """Serve one call; its answer goes over the channel."""
         await self._replica.serve(call)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for it where a model is scaled: how far this replica is down the precision ladder."""
+        return {LEVEL: float(self._replica.level)}
 
     def check_health(self) -> None:
         """Serve's health check."""

@@ -32,4 +32,9 @@ def make_engine(spec: ReplicaSpec) -> Engine:
     from deployments.engines.vllm_args import VllmLaunch
     from deployments.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(VllmLaunch(spec.name, spec.path, spec.model))
+    launch = VllmLaunch(spec.name, spec.path, spec.model)
+    if not spec.model.engine.kv_second_engine:
+        return VllmEngine(launch)
+    from deployments.engines.second_engine import SecondEngine
+
+    return SecondEngine(lambda precision: VllmEngine(launch.at_kv_precision(precision)))

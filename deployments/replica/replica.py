@@ -159,6 +159,11 @@ class Replica:
             span.finished(reply)
             return reply
 
+    @property
+    def level(self) -> int:
+        """Level of the precision ladder that it is at."""
+        return self._ladder.position.level
+
     def stats(self) -> EngineStats:
         """The engine's own numbers."""
         return self._engine.stats()

@@ -21,7 +21,7 @@ from tests.integration.failing_worker import FAILING, FailingWorker
 from tests.waiting import until
 
 # Importing vLLM and its dependencies warns about many things that are not ours.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(240), pytest.mark.fp8_kv]
 
 PROMPTS = [f"Question {number}: what is the capital of France and why is it famous?" for number in range(4)]
 TOKENS = 40

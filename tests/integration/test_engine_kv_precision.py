@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from deployments.engines.kv_precision import KvPrecisionError
-from deployments.engines.protocol import EngineReply
+from deployments.engines.protocol import Endpoint, EngineReply
 from deployments.engines.vllm_engine import VllmEngine
 from tests.integration.dense_engine import Call, answer_of, prompt_ids, running_dense, user
 from tests.waiting import until
@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     # Importing vLLM and its dependencies warns about many things that are not ours.
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.fp8_kv,
 ]
 
 STREAMS = 16
@@ -70,6 +71,13 @@ def start(engine: VllmEngine, prompt: str, tokens: int, **body: Any) -> Streamin
     call = Call(engine)
     asked = {"max_tokens": tokens, "ignore_eos": True, "stream": True, "return_token_ids": True, **body}
     return Streaming(call, asyncio.create_task(call.chat(prompt, **asked)))
+
+
+async def reading(engine: VllmEngine) -> None:
+    """Returns once a prompt is being read."""
+    async with asyncio.timeout(20):
+        while engine.stats().kv_usage == 0.0:
+            await engine.heartbeat()
 
 
 async def idle(engine: VllmEngine) -> None:
@@ -181,9 +189,7 @@ async def test_a_prompt_that_is_half_read_is_read_again(engine: VllmEngine) -> N
     prompt = len(await prompt_ids(engine, messages=[user(LONGER)]))
     assert 6 * BLOCK_TOKENS < prompt < 8 * BLOCK_TOKENS
     stream = start(engine, LONGER, TEXT_TOKENS)
-    async with asyncio.timeout(20):
-        while engine.stats().kv_usage == 0.0:
-            await engine.heartbeat()
+    await reading(engine)
     switch = await engine.set_kv_precision("fp8")
     assert stream.ids == []
     assert 0 < switch.tokens < prompt
@@ -197,6 +203,18 @@ async def test_a_prompt_that_is_half_read_is_read_again(engine: VllmEngine) -> N
     alone = start(engine, LONGER, TEXT_TOKENS)
     await alone.task
     assert stream.ids == alone.ids
+
+
+async def test_log_probabilities_of_a_prompt_that_is_half_read_are_whole(engine: VllmEngine) -> None:
+    body = {"prompt": LONGER, "max_tokens": 2, "echo": True, "logprobs": 1, "temperature": 0, "ignore_eos": True}
+    asked = asyncio.create_task(Call(engine).run(Endpoint.COMPLETION, **body))
+    await reading(engine)
+    switch = await engine.set_kv_precision("fp8")
+    reply = await asked
+    told = answer_of(reply)["choices"][0]["logprobs"]
+    assert 0 < switch.tokens < reply.usage.prompt_tokens
+    assert len(told["tokens"]) == reply.usage.total
+    assert all(-30 < one <= 0 for one in told["token_logprobs"][1:])
 
 
 async def test_a_seed_holds_through_a_change(engine: VllmEngine) -> None:
@@ -262,6 +280,7 @@ async def test_a_schema_is_kept_to_through_changes(engine: VllmEngine) -> None:
     assert 60 <= len(person["name"]) <= 90
 
 
+@pytest.mark.timeout(240)
 async def test_two_hundred_changes_leak_nothing(engine: VllmEngine) -> None:
     process = psutil.Process(engine.pids()[0])
     blocks: dict[str, set[int]] = {"auto": set(), "fp8": set()}
@@ -312,3 +331,17 @@ async def test_changes_come_one_after_the_other(engine: VllmEngine) -> None:
     assert (first.blocks_before, first.blocks_after) == (back.blocks_after, back.blocks_before)
     assert engine.stats().kv_switches == before + 2
     assert (await stream.task).usage.completion_tokens == len(stream.ids) == 40
+
+
+async def test_who_asks_for_a_change_and_gives_up_leaves_the_books_right(engine: VllmEngine) -> None:
+    before = engine.stats()
+    impatient = asyncio.create_task(engine.set_kv_precision("fp8"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    await until(lambda: engine.stats().kv_precision == "fp8")
+    assert engine.stats().kv_switches == before.kv_switches + 1
+    assert engine.stats().kv_blocks >= 2 * before.kv_blocks - 2
+    switch = await engine.set_kv_precision("auto")
+    assert (switch.before, switch.blocks_after) == ("fp8", before.kv_blocks)

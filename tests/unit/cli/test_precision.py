@@ -120,6 +120,7 @@ def test_figures_past_the_bounds_are_said_to_be(invoke, config, measured):
 def test_json_for_scripts(invoke, config, measured):
     measured(done())
     told = json.loads(invoke("precision", "measure", "here", "--config", config, "--json").stdout)
+    assert set(told) == {"model", "own", "quality", "itself", "longest_prompt", "block_tokens"}
     assert told["model"] == "here"
     assert told["quality"]["fp8"]["kl"]["value"] == 0.01234567
     assert told["itself"]["kl"]["value"] == 0.0
