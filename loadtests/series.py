@@ -27,6 +27,8 @@ class Arm:
     """Where and what to ask; streams, requests and seed are set per run."""
     pids: Callable[[], set[int]]
     """Its processes at the moment of the call; empty if they are not to be watched."""
+    prepare: Callable[[], None] = lambda: None
+    """Called before each of its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Series:
     def warm(self, shape: Shape) -> None:
         """One unmeasured run of each arm, so that neither pays for what happens once."""
         for arm in (self._baseline, self._measured):
+            arm.prepare()
             summary = asyncio.run(drive(self._plan(arm, shape, seed=999)))
             if summary.errors:
                 raise UnfairError(f"{arm.name} fails already at warm-up: {summary.errors}")
@@ -97,6 +100,7 @@ class Series:
 
     def _run_one(self, is_measured: bool, shape: Shape, seed: int) -> RunSummary:
         arm, other = (self._measured, self._baseline) if is_measured else (self._baseline, self._measured)
+        arm.prepare()
         quiet = wait_until_quiet(other.pids(), _PATIENCE_S, self._warn)
         self._resting.setdefault(other.name, []).append(quiet.resting_cores)
         return asyncio.run(drive(self._plan(arm, shape, seed)))
