@@ -30,10 +30,12 @@ def whole(running_cluster: RunningCluster) -> Iterator[RunningCluster]:
     """The cluster with all models ready and none pinned; it is left so, too."""
     running_cluster.wait_ready(REPLACED_S)
     yield running_cluster
+    running_cluster.wait_ready(REPLACED_S)
+    # Pressure would take it back up a level at a time.
+    pin(running_cluster, "normal")
+    wait_for(lambda: replica(running_cluster)["kv_precision"] == "bfloat16", 30.0)
     done = running_cluster.pointsman("precision", "release", MODEL)
     assert done.returncode == 0, done.stderr
-    running_cluster.wait_ready(REPLACED_S)
-    wait_for(lambda: replica(running_cluster)["level"] == 0, 30.0)
 
 
 def replica(cluster: RunningCluster) -> dict[str, Any]:
