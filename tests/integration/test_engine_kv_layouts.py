@@ -81,13 +81,8 @@ async def changes_there_and_back(engine: VllmEngine) -> None:
     assert stats.recomputed_tokens == sum(reply.kv.recomputed_tokens for reply in replies) > 0
 
 
-async def test_a_worker_in_a_process_of_its_own(arguments: dict[str, Any]) -> None:
+async def test_a_worker_in_a_process_of_its_own_and_no_prefix_cache(arguments: dict[str, Any]) -> None:
     arguments["distributed_executor_backend"] = "mp"
-    async with running_dense(max_num_batched_tokens=128) as engine:
-        await changes_there_and_back(engine)
-
-
-async def test_a_model_without_a_prefix_cache() -> None:
     async with running_dense(max_num_batched_tokens=128, prefix_caching=False) as engine:
         await changes_there_and_back(engine)
 
@@ -97,20 +92,6 @@ async def test_a_model_without_a_prefix_cache() -> None:
 async def test_a_compiled_model() -> None:
     async with running_dense(max_num_batched_tokens=128, enforce_eager=False) as engine:
         await changes_there_and_back(engine)
-
-
-async def test_a_precision_that_is_set_does_not_change() -> None:
-    async with running_dense(kv_cache_dtype="fp8") as engine:
-        assert engine.kv_precisions == ()
-        assert engine.kv_blockers == ("a KV precision that is set to fp8",)
-        for precision in ("fp8", "auto"):
-            with pytest.raises(
-                KvPrecisionError, match=f"cannot change to {precision}: a KV precision that is set to fp8"
-            ):
-                await engine.set_kv_precision(precision)
-        # It serves as it is.
-        assert len((await greedy(engine))[0]) > 5
-        assert (engine.stats().kv_precision, engine.stats().kv_switches) == ("fp8", 0)
 
 
 async def test_preemptions_for_want_of_blocks_are_told_apart() -> None:

@@ -183,6 +183,8 @@ async def test_a_cached_prefix_is_never_found_by_another_precision(engine: VllmE
     for precision in ("fp8", "auto", "fp8"):
         await engine.set_kv_precision(precision)
         assert [await cached(), await cached()] == [0, 3 * BLOCK_TOKENS]
+    # What a change costs is told from how fast prompts were read.
+    assert 50 < engine.stats().prefill_tokens_per_s < 100_000
 
 
 async def test_a_prompt_that_is_half_read_is_read_again(engine: VllmEngine) -> None:
