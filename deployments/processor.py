@@ -24,7 +24,10 @@ def computes_int8() -> bool:
 
 
 def stores_fp8_kv() -> bool:
-    """Whether vLLM's attention on this processor can read a KV cache in fp8. The engine itself has the last word."""
+    """Whether vLLM's attention on this processor can read a KV cache in fp8: what tests ask before they start an engine.
+
+    The engine itself has the last word.
+    """
     return _has_one_of(_FP8_KV_FLAGS)
 
 

@@ -32,9 +32,10 @@ def _check_thresholds(precision: PrecisionConfig) -> Iterator[Mistake]:
     enter, leave = precision.enter, precision.leave
     if leave.kv_usage >= enter.kv_usage:
         yield Mistake("precision.leave.kv_usage", "this is not below that of enter", "lower it or raise that of enter")
-    for field in ("preemptions_per_s", "queue_growth_per_s"):
-        if getattr(leave, field) > getattr(enter, field):
-            yield Mistake(f"precision.leave.{field}", "this is more than that of enter", "lower it")
+    if leave.preemptions_per_s >= enter.preemptions_per_s:
+        yield Mistake(
+            "precision.leave.preemptions_per_s", "this is not below that of enter", "lower it or raise that of enter"
+        )
 
 
 def _check_model(config: ClusterConfig, name: str) -> Iterator[Mistake]:

@@ -16,18 +16,16 @@ KvPrecision = Literal["fp8"]
 """Number formats of the KV cache that a replica can be switched to, besides that of its model."""
 
 
-class ThresholdsConfig(Section):
-    """Pressure on one replica, in three figures. The defaults are those below which pressure is gone."""
+class LeaveConfig(Section):
+    """Pressure up to which a replica counts as calm."""
 
     kv_usage: float = Field(0.5, ge=0, le=1)
     """Share of the KV cache that is in use, 0 to 1."""
     preemptions_per_s: float = Field(0.05, ge=0, le=1_000_000)
     """Requests a second that lose their KV memory and start over."""
-    queue_growth_per_s: float = Field(0.1, ge=0, le=1_000_000)
-    """Requests a second by which the queue in front of the replica grows."""
 
 
-class EnterConfig(ThresholdsConfig):
+class EnterConfig(Section):
     """Pressure from which a replica goes down a level; any one of the three is enough."""
 
     kv_usage: float = Field(0.9, gt=0, le=1)
@@ -35,7 +33,7 @@ class EnterConfig(ThresholdsConfig):
     preemptions_per_s: float = Field(0.5, gt=0, le=1_000_000)
     """Requests a second that lose their KV memory and start over."""
     queue_growth_per_s: float = Field(1.0, gt=0, le=1_000_000)
-    """Requests a second by which the queue grows; it counts only while more KV is in use than `leave.kv_usage`."""
+    """Requests a second by which the queue in front grows; it counts only while more KV is in use than `leave.kv_usage`."""
 
 
 class PrecisionConfig(Section):
@@ -47,15 +45,15 @@ class PrecisionConfig(Section):
     """Measures, names, in the order in which they are taken: level n has the first n in force, level 0 has none."""
     enter: EnterConfig = EnterConfig()
     """Pressure from which a replica goes down a level."""
-    leave: ThresholdsConfig = ThresholdsConfig()
-    """Pressure up to which it counts as calm, and goes up a level; all three must be met."""
+    leave: LeaveConfig = LeaveConfig()
+    """Pressure up to which it counts as calm, and goes up a level; both must be met."""
     dwell_s: float = Field(30.0, gt=0, le=86_400)
     """Seconds between two changes of a replica at least; a switch of its KV precision must cost less than that."""
     window_s: float = Field(5.0, ge=1, le=3600)
     """Seconds over which rates are taken."""
     stagger_s: float = Field(5.0, ge=0, le=3600)
     """Seconds between the KV precision switches of two replicas of a model at least."""
-    max_temperature: float = Field(0.3, ge=0, le=2)
+    max_temperature: float = Field(0.3, gt=0, le=2)
     """Temperature that `conservative_sampling` leaves at most, a number."""
     max_top_p: float = Field(0.9, gt=0, le=1)
     """Top-p that `conservative_sampling` leaves at most, 0 to 1."""

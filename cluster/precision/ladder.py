@@ -7,15 +7,20 @@ once, and none switches if that cannot be earned back while it rests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.precision import ModelPrecisionConfig, PrecisionConfig
-from cluster.precision.measures import Measure, name_of
-from cluster.precision.replica import FP8, OWN, ReplicaState, is_calm, is_pressed, switch_cost_s
+from cluster.precision.measures import DISABLED, FP8, OWN, PINNED, TURNING_AWAY, Measure, name_of
+from cluster.precision.replica import ReplicaState, is_calm, is_pressed, switch_cost_s
 
 __all__ = ["Ladder", "Order", "ReplicaState", "decide", "is_calm", "is_pressed", "switch_cost_s"]
+
+
+_OPERATORS: Final = frozenset({PINNED, DISABLED})
+"""Causes that are not pressure, but somebody's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,13 @@ class Ladder:
             return None
         return f"a switch would cost {cost_s:.3g} s, more than the {dwell_s:g} s within which it must be earned back"
 
+    def waits_for_retry(self, replica: ReplicaState, now_s: float) -> str | None:
+        """Why a switch of the KV precision is not tried again yet; None: none failed, or long enough ago."""
+        if now_s >= replica.retry_at_s(self.config.dwell_s):
+            return None
+        times = "once" if replica.kv_failures == 1 else f"{replica.kv_failures} times"
+        return f"a switch failed {times} and is tried again later"
+
     def above(self, replica: ReplicaState) -> int:
         """The next lower level whose last measure is in force for `replica`, or 0.
 
@@ -124,24 +136,44 @@ class Ladder:
         return is_calm(self.config.leave, replica, own_cache=leaves)
 
 
-def decide(ladder: Ladder, replicas: Sequence[ReplicaState], now_s: float) -> tuple[Order, ...]:
-    """Orders for the replicas of one model, by name; only for those that change.
+def decide(
+    ladder: Ladder, replicas: Sequence[ReplicaState], now_s: float, led: Collection[str] | None = None
+) -> tuple[Order, ...]:
+    """Orders for the replicas of one model, by name; only for those that change, and of these for the `led` (None: all).
 
     At most one of them switches the KV precision, and none while another replica is switching or did so less than
-    `stagger_s` seconds ago. A replica that has to wait for its turn gets no order.
+    `stagger_s` seconds ago. A replica that has to wait for its turn gets no order, but for the level that an operator holds
+    it at.
     """
-    wishes = [
-        (replica, order) for replica in replicas if not replica.switching and (order := _wish(ladder, replica, now_s))
+    orders, switches = [], []
+    for one in replicas:
+        if one.switching or not (led is None or one.name in led):
+            continue
+        order = _wish(ladder, one, now_s)
+        if order is not None and order.kv_precision != one.kv_precision and ladder.waits_for_retry(one, now_s):
+            order = _without_switch(one, order)
+        if order is None:
+            continue
+        if order.kv_precision == one.kv_precision:
+            orders.append(order)
+        elif _has_turn(ladder, one, replicas, now_s):
+            switches.append((one, order))
+        elif order.cause in _OPERATORS and (only := _without_switch(one, order)) is not None:
+            orders.append(only)
+    switches.sort(key=lambda one: _urgency(one[0]))
+    orders += [order for _, order in switches[:1]]
+    # The level that an operator holds them at waits for nobody's turn.
+    orders += [
+        only
+        for one, order in switches[1:]
+        if order.cause in _OPERATORS and (only := _without_switch(one, order)) is not None
     ]
-    switches = [
-        (replica, order)
-        for replica, order in wishes
-        if order.kv_precision != replica.kv_precision and _has_turn(ladder, replica, replicas, now_s)
-    ]
-    orders = [order for replica, order in wishes if order.kv_precision == replica.kv_precision]
-    if switches:
-        orders.append(min(switches, key=lambda one: _urgency(one[0]))[1])
     return tuple(sorted(orders, key=lambda order: order.replica))
+
+
+def _without_switch(one: ReplicaState, order: Order) -> Order | None:
+    """The order without its change of the KV precision; None: there is nothing else in it."""
+    return None if order.level == one.level else replace(order, kv_precision=one.kv_precision)
 
 
 def _urgency(replica: ReplicaState) -> tuple[float, float, str]:
@@ -158,11 +190,12 @@ def _wish(ladder: Ladder, replica: ReplicaState, now_s: float) -> Order | None:
     """What the replica would change to if it were alone."""
     order = _at_once(ladder, replica)
     if order is None:
-        rested = now_s - max(replica.level_since_s, replica.kv_switched_s) >= ladder.config.dwell_s
+        last_s = max(replica.level_since_s, replica.kv_switched_s, replica.kv_failed_s)
+        rested = now_s - last_s >= ladder.config.dwell_s
         if ladder.is_held or not rested:
             return None
         pressed = is_pressed(ladder.config.enter, ladder.config.leave, replica)
-        order = _down(ladder, replica, *pressed) if pressed is not None else _up(ladder, replica, now_s)
+        order = _down(ladder, replica, now_s, *pressed) if pressed is not None else _up(ladder, replica, now_s)
     return order
 
 
@@ -170,7 +203,7 @@ def _at_once(ladder: Ladder, replica: ReplicaState) -> Order | None:
     """What the operator decides needs no rest: switched off, pinned, or a measure that is not usable any more."""
     off = OWN if replica.kv_precisions else replica.kv_precision
     if not ladder.config.enabled:
-        return _unless_there(replica, Order(replica.name, 0, off, "the precision ladder is switched off", "disabled"))
+        return _unless_there(replica, Order(replica.name, 0, off, "the precision ladder is switched off", DISABLED))
     pinned = ladder.model.pinned
     if pinned is not None:
         level = min(pinned, len(ladder.config.levels))
@@ -179,10 +212,10 @@ def _at_once(ladder: Ladder, replica: ReplicaState) -> Order | None:
             why = ladder.unusable(Measure.FP8_KV, replica)
             reason += f", without fp8_kv: {why}" if why is not None else ""
             kv = FP8 if why is None else off
-        return _unless_there(replica, Order(replica.name, level, kv, reason, "pinned"))
+        return _unless_there(replica, Order(replica.name, level, kv, reason, PINNED))
     level, kv = ladder.valid(replica)
     reason = f"{_gone(ladder, replica)}; back to level {_label(ladder, level)}, KV cache {kv}"
-    return _unless_there(replica, Order(replica.name, level, kv, reason, "disabled"))
+    return _unless_there(replica, Order(replica.name, level, kv, reason, DISABLED))
 
 
 def _gone(ladder: Ladder, replica: ReplicaState) -> str:
@@ -202,19 +235,22 @@ def _unless_there(replica: ReplicaState, order: Order) -> Order | None:
     return None if (order.level, order.kv_precision) == (replica.level, replica.kv_precision) else order
 
 
-def _down(ladder: Ladder, replica: ReplicaState, cause: str, sentence: str) -> Order | None:
+def _down(ladder: Ladder, replica: ReplicaState, now_s: float, cause: str, sentence: str) -> Order | None:
     """One usable rung down; an `fp8_kv` that was passed over is taken before the next rung. None: there is no more."""
     levels = ladder.config.levels
     missed = ladder.allows_fp8(replica.level) and replica.kv_precision == OWN and cause != "queue_growth"
-    if missed and _fp8_passed_over(ladder, replica) is None:
+    if missed and _fp8_passed_over(ladder, replica, now_s) is None:
         label = _label(ladder, replica.level)
         reason = f"{sentence}; it stays at level {label} and takes the fp8_kv that it passed over"
         return Order(replica.name, replica.level, FP8, reason, cause)
     passed: list[str] = []
     for level in range(replica.level + 1, len(levels) + 1):
         measure = levels[level - 1]
+        if measure in TURNING_AWAY and not _in_want(ladder, replica):
+            # A full cache is a well used one as long as nobody waits for it and nobody is thrown out of it.
+            return None
         takes_fp8 = measure is Measure.FP8_KV and replica.kv_precision == OWN
-        why = _fp8_passed_over(ladder, replica) if takes_fp8 else ladder.unusable(measure, replica)
+        why = _fp8_passed_over(ladder, replica, now_s) if takes_fp8 else ladder.unusable(measure, replica)
         if why is None:
             reason = "; ".join([f"{sentence}; down to level {_label(ladder, level)}", *passed])
             return Order(replica.name, level, FP8 if takes_fp8 else replica.kv_precision, reason, cause)
@@ -222,8 +258,15 @@ def _down(ladder: Ladder, replica: ReplicaState, cause: str, sentence: str) -> O
     return None
 
 
-def _fp8_passed_over(ladder: Ladder, replica: ReplicaState) -> str | None:
-    return ladder.unusable(Measure.FP8_KV, replica) or ladder.too_dear(replica)
+def _in_want(ladder: Ladder, replica: ReplicaState) -> bool:
+    """Whether requests suffer from the lack of KV memory."""
+    return replica.waiting >= 1 or replica.preemptions_per_s > ladder.config.leave.preemptions_per_s
+
+
+def _fp8_passed_over(ladder: Ladder, replica: ReplicaState, now_s: float) -> str | None:
+    return (
+        ladder.unusable(Measure.FP8_KV, replica) or ladder.waits_for_retry(replica, now_s) or ladder.too_dear(replica)
+    )
 
 
 def _up(ladder: Ladder, replica: ReplicaState, now_s: float) -> Order | None:

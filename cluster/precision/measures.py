@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
+OWN: Final = "auto"
+"""KV precision of the model itself."""
+FP8: Final = "fp8"
+"""KV precision that `fp8_kv` switches to."""
+PINNED: Final = "pinned"
+DISABLED: Final = "disabled"
+"""Causes of a change that are an operator's word, not pressure."""
 NORMAL: Final = "normal"
 """Name of level 0, which has no measure in force."""
 
@@ -23,6 +30,10 @@ class Measure(StrEnum):
     """Best-effort requests are refused."""
 
 
+TURNING_AWAY: Final = frozenset({Measure.TWIN, Measure.SHED})
+"""Measures that have a model not take requests itself."""
+
+
 def in_force(levels: Sequence[Measure], level: int) -> frozenset[Measure]:
     """Measures in force at `level`, 0 to `len(levels)`: the first `level` of `levels`."""
     return frozenset(levels[: max(0, level)])
@@ -32,3 +43,14 @@ def name_of(levels: Sequence[Measure], level: int) -> str:
     """Name of `level` for people and metrics: `normal` for 0, else its last measure. One past the last counts as the last."""
     measures = levels[: max(0, level)]
     return measures[-1].value if measures else NORMAL
+
+
+def level_of(levels: Sequence[str], measures: Sequence[str]) -> int:
+    """The level at which a replica stands that has `measures` in force, in the order in which it took them.
+
+    Where the config has changed since, only what both begin with counts: nothing comes into force by being renumbered.
+    """
+    level = 0
+    while level < min(len(levels), len(measures)) and levels[level] == measures[level]:
+        level += 1
+    return level

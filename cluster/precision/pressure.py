@@ -6,8 +6,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-_LEAST_SPAN_S: Final = 1.0
-"""Seconds over which a prefill rate is taken at least: shorter ones show single steps of the engine."""
 _FINEST_S: Final = 0.25
 _PARTS: Final = 128
 """Samples closer together than a part of the window, or than `_FINEST_S`, count as one: what is kept stays bounded."""
@@ -27,8 +25,6 @@ class Sample:
     """Requests that wait for it now."""
     prefix_hits: int
     """Tokens found in the prefix cache since the engine started."""
-    prompt_tokens: int
-    """Prompt tokens computed since the engine started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +36,6 @@ class Rates:
     """Requests per second; 0 for a queue that shrinks."""
     prefix_hits_per_s: float = 0.0
     """Tokens per second."""
-    prefill_tokens_per_s: float | None = None
-    """The fastest ever seen, tokens per second; None: none was seen yet."""
 
 
 class PressureMeter:
@@ -49,9 +43,8 @@ class PressureMeter:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._apart_s = min(window_s / _PARTS, _FINEST_S)
+        self._apart_s = min(max(window_s / _PARTS, _FINEST_S), window_s / 4)
         self._samples: deque[Sample] = deque()
-        self._fastest: float | None = None
 
     def add(self, sample: Sample) -> None:
         """Takes a sample. One whose counters went back is of an engine that was started anew: the window starts over."""
@@ -62,9 +55,8 @@ class PressureMeter:
             samples.pop()
         samples.append(sample)
         # One sample from before the window stays, so that the window is covered whatever the time between samples.
-        while len(samples) > 2 and sample.at_s - samples[1].at_s >= max(self._window_s, _LEAST_SPAN_S):
+        while len(samples) > 2 and sample.at_s - samples[1].at_s >= self._window_s:
             samples.popleft()
-        self._see_prefill()
 
     def rates(self) -> Rates:
         """The rates now. With samples over less than half of the window they are 0: one jump is not a rate."""
@@ -73,30 +65,14 @@ class PressureMeter:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at_s - first.at_s
         if span_s < self._window_s / 2 or span_s <= 0:
-            return Rates(prefill_tokens_per_s=self._fastest)
+            return Rates()
         return Rates(
             preemptions_per_s=(last.preemptions - first.preemptions) / span_s,
             queue_growth_per_s=max(0.0, (last.waiting - first.waiting) / span_s),
             prefix_hits_per_s=(last.prefix_hits - first.prefix_hits) / span_s,
-            prefill_tokens_per_s=self._fastest,
         )
-
-    def _see_prefill(self) -> None:
-        """Looks at the spans that end now. Longer ones than these are made of two, of which one is as fast."""
-        last = self._samples[-1]
-        end_s: float | None = None
-        for sample in reversed(self._samples):
-            span_s = last.at_s - sample.at_s
-            if span_s < _LEAST_SPAN_S:
-                continue
-            end_s = sample.at_s if end_s is None else end_s
-            rate = (last.prompt_tokens - sample.prompt_tokens) / span_s
-            if rate > 0 and (self._fastest is None or rate > self._fastest):
-                self._fastest = rate
-            if end_s - sample.at_s >= _LEAST_SPAN_S:
-                return
 
 
 def _restarted(before: Sample, sample: Sample) -> bool:
-    counters = [(one.preemptions, one.prefix_hits, one.prompt_tokens) for one in (before, sample)]
+    counters = [(one.preemptions, one.prefix_hits) for one in (before, sample)]
     return sample.at_s < before.at_s or any(new < old for old, new in zip(*counters, strict=True))

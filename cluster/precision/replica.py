@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.config.precision import EnterConfig, ThresholdsConfig
+from cluster.config.precision import EnterConfig, LeaveConfig
 
-OWN: Final = "auto"
-"""KV precision of the model itself."""
-FP8: Final = "fp8"
-"""KV precision that `fp8_kv` switches to."""
+RETRY_DOUBLINGS: Final = 6
+"""A switch that failed is tried again after the dwell time, then after twice that, and so on, up to so many times over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,19 @@ class ReplicaState:
     """Since when `Ladder.is_calm` holds; None: it does not."""
     kv_precisions: tuple[str, ...]
     """KV precisions that its engine can switch to while it runs; from each it can return to `auto`. Empty: it cannot switch."""
+    kv_failed_s: float = -math.inf
+    """When a switch of its KV precision failed last; -inf: the last one did not."""
+    kv_failures: int = 0
+    """Switches that failed one after the other (a count)."""
+
+    def retry_at_s(self, dwell_s: float) -> float:
+        """Before when no switch of its KV precision is tried again; -inf: none has failed."""
+        if not self.kv_failures:
+            return -math.inf
+        return self.kv_failed_s + dwell_s * float(1 << min(self.kv_failures - 1, RETRY_DOUBLINGS))
 
 
-def is_pressed(enter: EnterConfig, leave: ThresholdsConfig, state: ReplicaState) -> tuple[str, str] | None:
+def is_pressed(enter: EnterConfig, leave: LeaveConfig, state: ReplicaState) -> tuple[str, str] | None:
     """Cause (`kv_usage`, `preemptions` or `queue_growth`) and a sentence with the figures; None: not pressed.
 
     A queue in front of a cache with room is the processor's: no measure here shortens it, so it does not count.
@@ -67,17 +76,13 @@ def is_pressed(enter: EnterConfig, leave: ThresholdsConfig, state: ReplicaState)
     return None
 
 
-def is_calm(leave: ThresholdsConfig, state: ReplicaState, *, own_cache: bool = False) -> bool:
-    """Whether every figure is at or below its `leave` threshold.
+def is_calm(leave: LeaveConfig, state: ReplicaState, *, own_cache: bool = False) -> bool:
+    """Whether every figure is at or below its `leave` threshold. A queue in front of a cache with room does not count.
 
     With `own_cache`, the KV usage is what it would be in the cache of the model's own precision.
     """
     usage = own_usage(state) if own_cache else state.kv_usage
-    return (
-        usage <= leave.kv_usage
-        and state.preemptions_per_s <= leave.preemptions_per_s
-        and state.queue_growth_per_s <= leave.queue_growth_per_s
-    )
+    return usage <= leave.kv_usage and state.preemptions_per_s <= leave.preemptions_per_s
 
 
 def own_usage(state: ReplicaState) -> float:

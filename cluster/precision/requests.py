@@ -25,25 +25,40 @@ class LevelInForce:
     level: int
     name: str
     changes: tuple[Change, ...] = ()
+    """What the level of the model that answers changed of the request."""
+
+    def __str__(self) -> str:
+        return f"{self.level} {self.name}"
 
     def changed(self) -> tuple[str, ...]:
         """The changes in words: field, what was asked for, what is in force."""
         return tuple(f"{one.field} {'open' if one.old is None else one.old} -> {one.new:g}" for one in self.changes)
 
 
-def twin_of(config: ClusterConfig, model: str, level: int, request: ApiRequest) -> str | None:
-    """The model that takes this request instead of `model` at `level`; None: it stays. Business-critical ones stay."""
+def is_turned_away(config: ClusterConfig, model: str, level: int, request: ApiRequest) -> bool:
+    """Whether `level` has `model` not take this request itself: it goes to its twin, or nowhere."""
     if isinstance(request, EmbeddingRequest) or request.knobs.business_critical:
-        return None
-    twin = config.models[model].precision.twin
-    if twin is None or Measure.TWIN not in in_force(config.precision.levels, level):
-        return None
-    allowed = request.knobs.allowed_models
-    return twin if allowed is None or twin in allowed else None
+        return False
+    measures = in_force(config.precision.levels, level)
+    if Measure.TWIN in measures and config.models[model].precision.twin is not None:
+        return True
+    return Measure.SHED in measures and request.knobs.latency_class in config.precision.best_effort
 
 
-def at_level(config: ClusterConfig, model: str, level: int, request: Request) -> tuple[Request, LevelInForce]:
-    """`request`, within its contract, as `level` has it run. Raises `ApiError` 503 for one that is shed."""
+def at_level(
+    config: ClusterConfig,
+    model: str,
+    level: int,
+    request: Request,
+    *,
+    defaults: tuple[float, float] = (1.0, 1.0),
+    max_tokens: int | None = None,
+) -> tuple[Request, LevelInForce]:
+    """`request`, within its contract, as `level` has it run. Raises `ApiError` 503 for one that is shed.
+
+    `defaults` are temperature and top-p of the model's engine where a request leaves them open; `max_tokens` is what its
+    contract allows of an answer, None: it does not say.
+    """
     terms = config.precision
     name = name_of(terms.levels, level)
     if level == 0 or isinstance(request, EmbeddingRequest):
@@ -61,8 +76,15 @@ def at_level(config: ClusterConfig, model: str, level: int, request: Request) ->
         )
     if Measure.CONSERVATIVE_SAMPLING not in measures:
         return request, LevelInForce(level, name)
+    if max_tokens is not None and max_tokens < terms.max_completion_tokens:
+        terms = terms.model_copy(update={"max_completion_tokens": max_tokens})
     body, changes = conservative(
-        terms, request.body, latency_class=knobs.latency_class, critical=knobs.business_critical
+        terms,
+        request.body,
+        latency_class=knobs.latency_class,
+        critical=knobs.business_critical,
+        default_temperature=defaults[0],
+        default_top_p=defaults[1],
     )
     told = {one.field: one.new for one in changes}
     tokens = told.get("max_tokens", told.get("max_completion_tokens", request.max_tokens))

@@ -67,6 +67,8 @@ class RouteDecision:
     """What it rests on, without any text of the request."""
     level: LevelInForce | None = None
     """Level of the model's precision ladder, and what it changed; None: not looked up."""
+    diverted: LevelInForce | None = None
+    """Level of the model whose twin takes the request; None: no twin does."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -82,18 +84,23 @@ class RouteDecision:
         """The same decision for one of its fallbacks. Those before it are not tried any more."""
         later = self.fallbacks[self.fallbacks.index(model) + 1 :] if model in self.fallbacks else ()
         code = self.reason_code.removesuffix("_fallback") + "_fallback"
-        return replace(self, model=model, reason=f"{self.reason}; {why}", reason_code=code, fallbacks=later)
+        reason = f"{self.reason}; {why}"
+        return replace(self, model=model, reason=reason, reason_code=code, fallbacks=later, diverted=None)
 
-    def to_twin(self, twin: str, level: str) -> RouteDecision:
-        """The same decision for the model's twin of lower precision; the model itself takes over if the twin is lost."""
+    def to_twin(self, twin: str, level: LevelInForce, role: str | None) -> RouteDecision:
+        """The same decision for the model's twin of lower precision, under the contract of `role`, the model's own.
+
+        The model itself takes over if the twin is lost.
+        """
         why = f"{self.model} is short of KV memory (level {level}), so its twin {twin} takes new requests"
-        fallbacks = (self.model, *(name for name in self.fallbacks if name != twin))
         return replace(
             self,
             model=twin,
+            role=self.role if self.role is not None else role,
             reason=f"{self.reason}; {why}",
             reason_code=f"{self.reason_code}_twin",
-            fallbacks=fallbacks,
+            fallbacks=(self.model, *(name for name in self.fallbacks if name != twin)),
+            diverted=level,
         )
 
     def after_loss(self) -> RouteDecision | None:

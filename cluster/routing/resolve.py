@@ -14,7 +14,7 @@ from cluster.routing.picker import pick
 from cluster.routing.rules import Rules
 from cluster.routing.scorers import Scorer, scorers
 from cluster.routing.signals import RequestSignals
-from cluster.routing.snapshot import UNKNOWN, Snapshot
+from cluster.routing.snapshot import UNKNOWN, ModelState, Snapshot
 
 _NO_REQUEST = RequestSignals(embedding=False, prompt_tokens=0, max_tokens=None)
 """For scorers that look at the model alone."""
@@ -79,6 +79,11 @@ class Policy:
             sampling=None if signals.embedding else self._rules.sampling(signals),
             signals=signals,
         )
+
+    def against(self, model: str, signals: RequestSignals, state: ModelState) -> str | None:
+        """What speaks against a model that nobody asked for; None: it can take the request."""
+        option = Option(model, self._config.models[model], 1, state, None, self._routing.stale_after_s, "")
+        return _first_against((*NEVER, *RATHER_NOT), signals, option)
 
     def _role(self, model_field: str, signals: RequestSignals) -> tuple[str | None, str, str]:
         if model_field in self._config.models:

@@ -9,8 +9,8 @@ import asyncio
 
 import msgspec
 
+from cluster.precision.measures import NORMAL, OWN
 from cluster.records.precision_change import PrecisionChange
-from deployments.engines.kv_precision import OWN
 from deployments.engines.protocol import EngineReply, EngineStats
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -34,6 +34,10 @@ class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
     """What the engine can change its KV precision to while it runs."""
     kv_blockers: tuple[str, ...] = ()
     """Why it cannot, each by name."""
+    temperature: float = 1.0
+    """What the engine samples with where a request leaves it open."""
+    top_p: float = 1.0
+    """Likewise, 0 to 1."""
 
 
 class LadderPosition(msgspec.Struct, frozen=True, array_like=True):
@@ -46,8 +50,18 @@ class LadderPosition(msgspec.Struct, frozen=True, array_like=True):
     kv_since: float = 0.0
     own_kv_blocks: int = 0
     """KV blocks at the model's own precision; 0: not known."""
+    measures: tuple[str, ...] = ()
+    """Measures in force, in the order in which they were taken."""
+    cause: str = ""
+    """Why it went to that level, a word; empty: it never changed."""
+    kv_failed: float = 0.0
+    """When a change of its KV precision failed last; 0: the last one did not."""
+    kv_failures: int = 0
+    """Changes that failed one after the other."""
     order: str = ""
-    """Id of the last order that was carried out, or that failed."""
+    """Id of the last order that ended, well or not."""
+    under_way: str = ""
+    """Id of the order that is being carried out; empty: none is."""
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -95,12 +109,22 @@ class Order(msgspec.Struct, frozen=True, tag=7, array_like=True):
     """Ingress to replica: go to another level of the precision ladder."""
 
     id: str
-    level: int
-    level_name: str
+    measures: tuple[str, ...]
+    """Measures that are to be in force, in their order: as many as the level."""
     kv_precision: str
     """`auto` or what the KV cache is to be lowered to."""
     cause: str
     reason: str
+
+    @property
+    def level(self) -> int:
+        """Level of the precision ladder, 0 for normal."""
+        return len(self.measures)
+
+    @property
+    def level_name(self) -> str:
+        """Its last measure, or `normal`."""
+        return self.measures[-1] if self.measures else NORMAL
 
 
 class Changed(msgspec.Struct, frozen=True, tag=8, array_like=True):

@@ -68,15 +68,14 @@ def _measure(task: Task, tell: Tell) -> Done | Failed:
 
 async def _ask(task: Task, model: ModelConfig, prompts: list[Prompt], tell: Tell) -> Done | Failed:
     from deployments.engines.protocol import EngineDeadError, EngineStartError
-    from deployments.engines.vllm_args import VllmLaunch
-    from deployments.engines.vllm_engine import VllmEngine
     from deployments.models.errors import ModelError
     from deployments.models.kv_measurement import measure
+    from deployments.replica.engines import vllm_engine
 
     def on_step(text: str, fraction: float) -> None:
         tell(Step(text, fraction))
 
-    engine = VllmEngine(VllmLaunch(task.model, Path(task.path), model))
+    engine = vllm_engine(task.model, Path(task.path), model)
     try:
         await engine.start()
         found = await measure(engine, task.model, prompts, task.tokens, on_step)

@@ -42,6 +42,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     preemptions_per_s: float
     switches: int
     unusable: dict[str, str] = {}
+    kv_retry: str | None = None
     kv_blockers: tuple[str, ...] = ()
 
 
@@ -111,6 +112,11 @@ def _remarks(view: PrecisionView) -> list[str]:
         for kv, one in model.kv_quality.items():
             figures = f"{one['agreement']:.1%} of tokens the same, KL {one['kl']:.2g}, {one['consistency']:.0%} of answers the same"
             lines.append(f"{name}: {kv} keeps {figures}")
+        lines += [
+            output.visible(f"{name} {replica.id[-_REPLICA_LETTERS:]}: {replica.kv_retry}")
+            for replica in model.replicas
+            if replica.kv_retry is not None
+        ]
         # Replicas of one model are alike.
         for replica in model.replicas[:1]:
             blockers = "; ".join(replica.kv_blockers)

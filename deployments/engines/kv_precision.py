@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OWN = "auto"
-"""The KV precision of the model itself, as the config calls it."""
-
 
 class KvPrecisionError(RuntimeError):
     """The KV precision was not changed, and the engine is as it was. The message says why."""
@@ -51,6 +48,8 @@ class FixedKvPrecision:
 
     weights: str = ""
     """Number format of the weights; empty: not known."""
+    sampling_defaults: tuple[float, float] = (1.0, 1.0)
+    """Temperature and top-p where a request leaves them open."""
     kv_precisions: tuple[str, ...] = ()
     """What it can change to, `auto` for its own; empty: it cannot change."""
     kv_blockers: tuple[str, ...] = ("this engine has no KV cache of its own",)

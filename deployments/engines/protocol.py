@@ -172,6 +172,10 @@ class Engine(Protocol):
         """Number format of the model's weights, for example `int8`; empty: not known. Known once it has started."""
 
     @property
+    def sampling_defaults(self) -> tuple[float, float]:
+        """Temperature and top-p that it samples with where a request leaves them open. Known once it has started."""
+
+    @property
     def kv_precisions(self) -> tuple[str, ...]:
         """KV precisions that it can change to while it runs, `auto` for the model's own; empty: it cannot change.
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch
+from cluster.precision.measures import OWN
+from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import Emit, Engine, EngineReply, EngineRequest, EngineStartError, EngineStats
 from deployments.engines.vllm_kv_core import LOWER
 
@@ -50,6 +51,9 @@ class SecondEngine:
         self._make = make
         self._current = _Held(make(OWN))
         self._leaving: _Held | None = None
+        self._starting: Engine | None = None
+        self._closed = False
+        self._precision = OWN
         self._gone = EngineStats()
         self._replaced = 0
         self._changing = asyncio.Lock()
@@ -60,6 +64,11 @@ class SecondEngine:
     def weights(self) -> str:
         """Number format of the weights; see `Engine.weights`."""
         return self._current.engine.weights
+
+    @property
+    def sampling_defaults(self) -> tuple[float, float]:
+        """See `Engine.sampling_defaults`."""
+        return self._current.engine.sampling_defaults
 
     @property
     def kv_precisions(self) -> tuple[str, ...]:
@@ -95,24 +104,45 @@ class SecondEngine:
                 return await first.engine.set_kv_precision(precision)
             if precision not in self.kv_precisions:
                 raise KvPrecisionError(f"the KV precision cannot change to {precision}")
-            if self._leaving is not None:
-                raise KvPrecisionError(
-                    f"the KV precision was not changed: the engine before still works on {self._leaving.requests} requests"
-                )
-            second = _Held(self._make(precision))
-            try:
-                await second.engine.start()
-            except EngineStartError as error:
-                await second.engine.close()
-                raise KvPrecisionError(f"the KV precision was not changed, no second engine starts: {error}") from error
-            except BaseException:
-                await second.engine.close()
-                raise
-            before, after = first.engine.stats(), second.engine.stats()
-            self._current, self._leaving = second, first
+            before = first.engine.stats()
+            if precision == self._precision:
+                blocks = before.kv_blocks
+                return KvSwitch(before.kv_precision, before.kv_precision, 0.0, 0, 0, blocks, blocks)
+            await self._wait_for_room()
+            second = _Held(await self._started(precision))
+            self._current, self._leaving, self._precision = second, first, precision
             self._replaced += 1
             self._drain = asyncio.create_task(self._let_finish(first), name="engine-drain")
+            after = second.engine.stats()
             return KvSwitch(before.kv_precision, after.kv_precision, 0.0, 0, 0, before.kv_blocks, after.kv_blocks)
+
+    async def _wait_for_room(self) -> None:
+        """Three engines at once are never held. Raises `KvPrecisionError` if the one before still works."""
+        leaving, drain = self._leaving, self._drain
+        if leaving is None or drain is None:
+            return
+        if leaving.requests:
+            raise KvPrecisionError(
+                f"the KV precision was not changed: the engine before still works on {leaving.requests} requests"
+            )
+        await asyncio.shield(drain)
+
+    async def _started(self, precision: str) -> Engine:
+        """A second engine that runs. Raises `KvPrecisionError`; then it holds nothing any more."""
+        engine = self._starting = self._make(precision)
+        try:
+            await engine.start()
+            if self._closed:
+                raise KvPrecisionError("the KV precision was not changed: the replica is being stopped")
+        except EngineStartError as error:
+            await engine.close()
+            raise KvPrecisionError(f"the KV precision was not changed, no second engine starts: {error}") from error
+        except BaseException:
+            await engine.close()
+            raise
+        finally:
+            self._starting = None
+        return engine
 
     async def _let_finish(self, held: _Held) -> None:
         while held.requests:
@@ -133,18 +163,31 @@ class SecondEngine:
 
     async def heartbeat(self) -> None:
         """Both engines answer; see `Engine.heartbeat`."""
-        leaving = self._leaving
         await self._current.engine.heartbeat()
-        if leaving is not None and leaving is self._leaving:
-            await leaving.engine.heartbeat()
+        leaving = self._leaving
+        if leaving is None:
+            return
+        answer = asyncio.ensure_future(leaving.engine.heartbeat())
+        try:
+            while not answer.done() and leaving is self._leaving:
+                await asyncio.wait({answer}, timeout=0.05)
+            # One that has gone meanwhile owes no answer.
+            if leaving is self._leaving:
+                answer.result()
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
 
     def pids(self) -> tuple[int, ...]:
-        """Processes of both engines."""
+        """Processes of all its engines that run."""
         leaving = () if self._leaving is None else self._leaving.engine.pids()
         return (*self._current.engine.pids(), *leaving)
 
     async def close(self) -> None:
-        """Free everything. Idempotent."""
+        """Free everything, also what is only starting. Idempotent."""
+        self._closed = True
+        if self._starting is not None:
+            await self._starting.close()
         if self._drain is not None:
             self._drain.cancel()
             await asyncio.gather(self._drain, return_exceptions=True)
@@ -156,4 +199,5 @@ class SecondEngine:
 def _added(stats: EngineStats, other: EngineStats) -> EngineStats:
     """`stats` with the totals of another engine added."""
     totals = {name: getattr(stats, name) + getattr(other, name) for name in _TOTALS}
-    return replace(stats, **totals)
+    fastest = max(stats.prefill_tokens_per_s, other.prefill_tokens_per_s)
+    return replace(stats, **totals, prefill_tokens_per_s=fastest)

@@ -236,6 +236,12 @@ class VllmEngine:
         return "" if self._kv is None else self._kv.weights
 
     @property
+    def sampling_defaults(self) -> tuple[float, float]:
+        """Those that come with the checkpoint; see `Engine.sampling_defaults`."""
+        given = {} if self._engine is None else self._engine.model_config.get_diff_sampling_param()
+        return float(given.get("temperature", 1.0)), float(given.get("top_p", 1.0))
+
+    @property
     def kv_precisions(self) -> tuple[str, ...]:
         """What the KV precision can change to; see `Engine.kv_precisions`."""
         return () if self._kv is None else self._kv.precisions
@@ -257,8 +263,9 @@ class VllmEngine:
             switch = await self._kv.switch(precision)
             if switch.before != switch.after:
                 self._switches += 1
-                self._keeper.force(switch.preempted)
                 self._sized()
+                # What it preempted is counted by the core.
+                await self.heartbeat()
             return switch
 
     def _sized(self) -> None:

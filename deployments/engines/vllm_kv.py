@@ -8,8 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.precision.measures import OWN
 from deployments.engines import vllm_internals
-from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch, KvUse
+from deployments.engines.kv_precision import KvPrecisionError, KvSwitch, KvUse
 from deployments.engines.protocol import EngineDeadError
 from deployments.engines.vllm_kv_core import LOWER
 

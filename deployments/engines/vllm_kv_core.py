@@ -15,12 +15,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cluster.precision.measures import FP8, OWN
+
 _log = logging.getLogger(__name__)
 
-LOWER: Final = ("fp8",)
+LOWER: Final = (FP8,)
 """Precisions that a KV cache can be lowered to."""
-OWN: Final = "auto"
-"""The precision of the model itself."""
 EXIT_HALF_CHANGED: Final = 70
 """Exit status of an engine that could neither change nor go back."""
 MAX_NOTED: Final = 4096

@@ -37,10 +37,6 @@ class StatsKeeper:
             self.stats, kv_blocks=blocks, kv_block_tokens=block_tokens, kv_precision=precision, kv_switches=switches
         )
 
-    def force(self, preempted: int) -> None:
-        """Note preemptions by a change of precision."""
-        self.stats = replace(self.stats, forced_preemptions=self.stats.forced_preemptions + preempted)
-
     def recount(self, preempted: int, forced: int, recomputed: int) -> None:
         """Note what the engine core said of preemptions: for want of blocks, by changes of precision, and what all cost.
 

@@ -11,8 +11,8 @@ from cluster.api.requests import ApiRequest
 from cluster.config.base import AUTO
 from cluster.config.cluster import ClusterConfig
 from cluster.contracts import Contract, contract_for, enforce
-from cluster.precision.measures import name_of
-from cluster.precision.requests import at_level, twin_of
+from cluster.precision.measures import Measure, in_force, name_of
+from cluster.precision.requests import LevelInForce, at_level, is_turned_away
 from cluster.routing.decision import RouteDecision
 from cluster.routing.knob_bounds import check_knobs
 from cluster.routing.reading import Reading
@@ -53,16 +53,42 @@ class Choosing:
         signals = signals_of(request, intent)
         health = services.health.models()
         decision = services.policy.decide(request.model, signals, health, explain=explain)
-        return Chosen(self._diverted(request, decision, health), signals)
+        chosen = Chosen(decision, signals)
+        return replace(chosen, decision=self._relieved(request, chosen, health))
 
-    def _diverted(self, request: ApiRequest, decision: RouteDecision, health: Snapshot) -> RouteDecision:
-        """The decision for the model's twin, if the model's level says so and the twin can keep what was promised."""
-        services, model = self._services, decision.model
-        level = services.precision.level(model)
-        twin = twin_of(services.config, model, level, request)
-        if twin is None or not health.get(twin, UNKNOWN).healthy:
+    def _relieved(self, request: ApiRequest, chosen: Chosen, health: Snapshot) -> RouteDecision:
+        """The decision, or another one if the model's level turns the request away.
+
+        A model of the same role that does not takes it, else the model's twin. Raises `ApiError` 400 for what the model's own
+        contract refuses.
+        """
+        services, decision, model = self._services, chosen.decision, chosen.decision.model
+        config, levels = services.config, services.precision
+        if not is_turned_away(config, model, levels.level(model), request):
             return decision
-        diverted = decision.to_twin(twin, f"{level} {name_of(services.config.precision.levels, level)}")
+        contract = contract_for(config, decision)
+        enforce(contract, request)
+        level = LevelInForce(levels.level(model), name_of(config.precision.levels, levels.level(model)))
+        for other in decision.fallbacks:
+            serves = decision.role in config.models[other].roles
+            if serves and not is_turned_away(config, other, levels.level(other), request):
+                return decision.turn_to(other, f"{model} is short of KV memory (level {level}), {other} is not")
+        return self._for_twin(request, chosen, health, level, contract.role)
+
+    def _for_twin(
+        self, request: ApiRequest, chosen: Chosen, health: Snapshot, level: LevelInForce, role: str | None
+    ) -> RouteDecision:
+        """The decision for the model's twin if that one can take the request, else the decision as it is."""
+        services, decision, model = self._services, chosen.decision, chosen.decision.model
+        twin = services.config.models[model].precision.twin
+        if twin is None or Measure.TWIN not in in_force(services.config.precision.levels, level.level):
+            return decision
+        state = health.get(twin, UNKNOWN)
+        # It is to relieve the model, not to drown in its place.
+        fuller = (state.kv_usage or 0.0) > (health.get(model, UNKNOWN).kv_usage or 0.0)
+        if fuller or services.policy.against(twin, chosen.signals, state) is not None:
+            return decision
+        diverted = decision.to_twin(twin, level, role)
         try:
             self.bind(request, diverted)
         except ApiError:
@@ -77,9 +103,18 @@ class Choosing:
         """
         config, model = self._services.config, decision.model
         contract = contract_for(config, decision)
-        level = self._services.precision.level(model)
-        bound, in_force = at_level(config, model, level, enforce(contract, request))
-        return replace(decision, level=in_force), contract, bound
+        precision = self._services.precision
+        bound, met = at_level(
+            config,
+            model,
+            precision.level(model),
+            enforce(contract, request),
+            defaults=precision.defaults(model),
+            max_tokens=contract.max_completion_tokens,
+        )
+        # Whoever answers in a model's place is told of the level that sent the request there.
+        level = met if decision.diverted is None else replace(decision.diverted, changes=met.changes)
+        return replace(decision, level=level), contract, bound
 
 
 def check_two_stage(request: ApiRequest, config: ClusterConfig) -> None:

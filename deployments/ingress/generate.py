@@ -73,8 +73,7 @@ class Generation:
         course.intent = chosen.signals.intent.value
         course.tenant = "" if key is None else key.tenant
         span.decided(course.decision, course.contract, course.request)
-        if course.decision.level is not None and course.decision.level.changes:
-            services.metrics.sampling_changed(course.decision.model, course.decision.level.name)
+        self._count_changes(course)
         async with services.gate.admit(key, tokens_at_most(course.request)) as admission:
             exchange.headers |= admission.headers
             # The client's disconnect cancels this task wherever it waits, and with it all that the request holds.
@@ -134,6 +133,12 @@ class Generation:
         """A later decision: another model takes over."""
         span.decided(course.decision, course.contract, course.request)
         self._services.metrics.decided(course.decision.model, course.decision.reason_code)
+        self._count_changes(course)
+
+    def _count_changes(self, course: Course) -> None:
+        level = course.decision.level
+        if level is not None and level.changes:
+            self._services.metrics.sampling_changed(course.decision.model, level.name)
 
     def _count(self, course: Course, reply: EngineReply, timer: StreamTimer) -> None:
         metrics, contract, model = self._services.metrics, course.contract, (course.sent or course.decision).model

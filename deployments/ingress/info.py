@@ -79,7 +79,9 @@ class InfoPages:
             states[model, SILENT] = sum(1 for replica in attached if replica.hello.model == model) - ready
         services.metrics.set_replicas(
             (
-                ReplicaStats(replica.hello.model, replica.hello.replica_id, replica.stats, replica.position.level)
+                ReplicaStats(
+                    replica.hello.model, replica.hello.replica_id, replica.stats, services.precision.level_of(replica)
+                )
                 for replica in attached
             ),
             states,

@@ -13,25 +13,26 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 from cluster.config.cluster import ClusterConfig
 from cluster.precision.ladder import Ladder, decide
 from cluster.precision.ladder import Order as Decided
-from cluster.precision.measures import name_of
+from cluster.precision.measures import OWN, level_of
 from cluster.precision.pressure import PressureMeter, Sample
 from cluster.precision.replica import ReplicaState
 from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import Order
 from deployments.channel.receiver import AttachedReplica, ChannelReceiver
-from deployments.engines.kv_precision import OWN
 
 _log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.25
 """Seconds between two looks at the replicas; they tell of themselves as often."""
 ORDER_S: Final = 10.0
-"""Seconds after which an order that nothing was heard of counts as lost."""
+"""Seconds after which an order that a replica has not taken up counts as lost. One that it has taken up takes as long as it
+takes."""
 
 
 @dataclass(slots=True)
@@ -43,8 +44,6 @@ class _Watched:
     order: str = ""
     """Id of the last order."""
     ordered_s: float = -math.inf
-    not_before_s: float = -math.inf
-    """An order failed: no other one before this."""
 
 
 @dataclass(slots=True)
@@ -63,7 +62,7 @@ class PrecisionControl:
 
     def start(self) -> None:
         """Begin to watch."""
-        self.channel.on_changed = self._changed
+        self.channel.on_changed = self.note
         self.follow(self.config)
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -84,8 +83,23 @@ class PrecisionControl:
         return self._ladders.get(model)
 
     def level(self, model: str) -> int:
-        """The level in force for new requests: the lowest of the replicas that can take them, as one of these is free of the rest."""
-        return min((replica.position.level for replica in self.channel.replicas(model)), default=0)
+        """The level in force for new requests: that which at least half of the model's replicas have reached.
+
+        Not the lowest: one that has just started would lift all measures for all. Not the highest: one that is pressed would
+        bring them upon all.
+        """
+        levels = [self.level_of(replica) for replica in self.channel.replicas(model)]
+        return median_low(levels) if levels else 0
+
+    def level_of(self, replica: AttachedReplica) -> int:
+        """The level that a replica is at by the config in force."""
+        return level_of(self.config.precision.levels, replica.position.measures)
+
+    def defaults(self, model: str) -> tuple[float, float]:
+        """Temperature and top-p that the model's engine samples with where a request leaves them open."""
+        for replica in self.channel.replicas(model):
+            return replica.hello.temperature, replica.hello.top_p
+        return 1.0, 1.0
 
     def states(self, model: str, now_s: float | None = None) -> list[tuple[AttachedReplica, ReplicaState]]:
         """The replicas of a model as the ladder sees them at `now_s`; None: now."""
@@ -101,16 +115,18 @@ class PrecisionControl:
             watched = _Watched(PressureMeter(self.config.precision.window_s))
             self._watched[replica.hello.replica_id] = watched
         rates = watched.meter.rates()
-        ahead_s = asyncio.get_running_loop().time() - time.time()
+        clock = asyncio.get_running_loop().time()
+        ahead_s = clock - time.time()
         own_blocks = stats.kv_blocks if position.kv_precision == OWN else position.own_kv_blocks
-        under_way = watched.order != position.order and now - watched.ordered_s < ORDER_S
+        # A replica that says nothing of an order has not got it, or the ingress that gave it is gone.
+        unheard = watched.order not in (position.order, position.under_way) and now - watched.ordered_s < ORDER_S
         return ReplicaState(
             name=replica.hello.replica_id,
-            level=position.level,
-            level_since_s=_since(position.level_since, ahead_s),
+            level=self.level_of(replica),
+            level_since_s=_since(position.level_since, ahead_s, clock),
             kv_precision=position.kv_precision,
-            kv_switched_s=_since(position.kv_since, ahead_s),
-            switching=under_way,
+            kv_switched_s=_since(position.kv_since, ahead_s, clock),
+            switching=bool(position.under_way) or unheard,
             kv_usage=stats.kv_usage,
             kv_tokens=stats.kv_blocks * stats.kv_block_tokens,
             own_kv_tokens=own_blocks * stats.kv_block_tokens,
@@ -118,9 +134,11 @@ class PrecisionControl:
             waiting=stats.waiting + queued,
             queue_growth_per_s=rates.queue_growth_per_s,
             prefix_hits_per_s=rates.prefix_hits_per_s,
-            prefill_tokens_per_s=max(rates.prefill_tokens_per_s or 0.0, stats.prefill_tokens_per_s) or None,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s or None,
             calm_since_s=watched.calm_since_s,
             kv_precisions=replica.hello.kv_precisions,
+            kv_failed_s=_since(position.kv_failed, ahead_s, clock),
+            kv_failures=position.kv_failures,
         )
 
     async def _watch(self) -> None:
@@ -142,10 +160,8 @@ class PrecisionControl:
                 seen.add(state.name)
                 self._sample(ladder, replica, state, now)
             led = {replica.hello.replica_id: replica for replica, _ in pairs if replica.leads}
-            free = [state for _, state in pairs if now >= self._watched[state.name].not_before_s]
-            for order in decide(ladder, free, now):
-                if order.replica in led:
-                    self._give(led[order.replica], order, now)
+            for order in decide(ladder, [state for _, state in pairs], now, led.keys()):
+                self._give(led[order.replica], order, now)
         attached = {replica.hello.replica_id for replica in self.channel.attached()}
         self._watched = {name: one for name, one in self._watched.items() if name in seen or name in attached}
 
@@ -158,7 +174,6 @@ class PrecisionControl:
                 preemptions=stats.preemptions,
                 waiting=state.waiting,
                 prefix_hits=stats.prefix_hits,
-                prompt_tokens=stats.prompt_tokens,
             )
         )
         if not ladder.is_calm(state):
@@ -169,17 +184,10 @@ class PrecisionControl:
     def _give(self, replica: AttachedReplica, decided: Decided, now: float) -> None:
         watched = self._watched[decided.replica]
         watched.order, watched.ordered_s = uuid.uuid4().hex, now
-        name = name_of(self.config.precision.levels, decided.level)
-        replica.order(Order(watched.order, decided.level, name, decided.kv_precision, decided.cause, decided.reason))
-
-    def _changed(self, change: PrecisionChange) -> None:
-        """A replica carried out an order, or failed to."""
-        watched = self._watched.get(change.replica)
-        if watched is not None and change.error is not None:
-            watched.not_before_s = asyncio.get_running_loop().time() + self.config.precision.dwell_s
-        self.note(change)
+        measures = tuple(measure.value for measure in self.config.precision.levels[: decided.level])
+        replica.order(Order(watched.order, measures, decided.kv_precision, decided.cause, decided.reason))
 
 
-def _since(unix_s: float, ahead_s: float) -> float:
-    """A time of the wall clock on the event loop's."""
-    return unix_s + ahead_s if unix_s else -math.inf
+def _since(unix_s: float, ahead_s: float, now_s: float) -> float:
+    """A time of the wall clock on the event loop's; clocks of two machines differ, and nothing was in the future."""
+    return min(unix_s + ahead_s, now_s) if unix_s else -math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -50,11 +51,12 @@ class PrecisionPage:
 
 def _replica(ladder: Ladder, replica: AttachedReplica, state: ReplicaState) -> dict[str, object]:
     stats, position = replica.stats, replica.position
+    now_s = asyncio.get_running_loop().time()
     why = {measure: ladder.unusable(measure, state) for measure in ladder.config.levels}
     return {
         "id": replica.hello.replica_id,
-        "level": position.level,
-        "level_name": name_of(ladder.config.levels, position.level),
+        "level": state.level,
+        "level_name": name_of(ladder.config.levels, state.level),
         "level_age_s": round(time.time() - position.level_since, 1) if position.level_since else None,
         "switching": state.switching,
         "weights": replica.hello.weights,
@@ -62,6 +64,7 @@ def _replica(ladder: Ladder, replica: AttachedReplica, state: ReplicaState) -> d
         "kv_precisions": replica.hello.kv_precisions,
         "kv_blockers": replica.hello.kv_blockers,
         "unusable": {measure.value: reason for measure, reason in why.items() if reason is not None},
+        "kv_retry": ladder.waits_for_retry(state, now_s),
         "kv_usage": round(stats.kv_usage, 4),
         "kv_blocks": stats.kv_blocks,
         "kv_tokens": state.kv_tokens,

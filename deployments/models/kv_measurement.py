@@ -18,7 +18,8 @@ from typing import Final
 import msgspec
 
 from cluster.api.json_body import JsonObject
-from deployments.engines.kv_precision import OWN, KvPrecisionError
+from cluster.precision.measures import OWN
+from deployments.engines.kv_precision import KvPrecisionError
 from deployments.engines.protocol import Endpoint, Engine, EngineRequest
 from deployments.models.errors import ModelError
 from deployments.models.kv_prompts import Prompt

@@ -63,8 +63,8 @@ class ModelReplica:
         await self._replica.serve(call)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for it where a model is scaled: how far this replica is down the precision ladder."""
-        return {LEVEL: float(self._replica.level)}
+        """Serve asks for it where a model is scaled: how far pressure has brought this replica down the precision ladder."""
+        return {LEVEL: float(self._replica.pressed_level)}
 
     def check_health(self) -> None:
         """Serve's health check."""

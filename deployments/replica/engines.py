@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cluster.config.engine import EngineType
+from cluster.config.model import ModelConfig
 from deployments.engines.protocol import Engine, EngineStartError
 from deployments.replica.spec import ReplicaSpec
 
@@ -29,11 +32,16 @@ def make_engine(spec: ReplicaSpec) -> Engine:
         from deployments.engines.encoder import EncoderEngine
 
         return EncoderEngine(spec.name, spec.path, spec.model)
+    return vllm_engine(spec.name, spec.path, spec.model)
+
+
+def vllm_engine(name: str, path: Path, model: ModelConfig) -> Engine:
+    """A vLLM engine of the checkpoint in a folder, with a second one in reserve where the model's config says so."""
     from deployments.engines.vllm_args import VllmLaunch
     from deployments.engines.vllm_engine import VllmEngine
 
-    launch = VllmLaunch(spec.name, spec.path, spec.model)
-    if not spec.model.engine.kv_second_engine:
+    launch = VllmLaunch(name, path, model)
+    if not model.engine.kv_second_engine:
         return VllmEngine(launch)
     from deployments.engines.second_engine import SecondEngine
 

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.api.errors import ApiError
+from cluster.precision.measures import PINNED
 from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import Accepted, Changed, Ended, Events, Hello, Leaving, Order, Stats
 from deployments.channel.sender import IngressAddress, IngressConnection, connect
@@ -30,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 STATS_PERIOD_S = 0.25
 SIGN_OF_LIFE_S = 1.0
+MAX_UNTOLD = 32
+"""Changes of precision that are kept until an ingress is there to be told."""
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 """Of a whole answer: it crosses the channel in one piece, between the tokens of all other callers."""
 EXIT_ENGINE_LOST = 70
@@ -59,7 +63,8 @@ class Replica:
         self._running: dict[str, asyncio.Task[EngineReply]] = {}
         self._owners: dict[str, str] = {}
         self._spans: dict[str, ReplicaSpan] = {}
-        self._ladder = ReplicaLadder(name, replica_id, engine, self._changed)
+        self._ladder = ReplicaLadder(name, replica_id, engine, self._changed, self._send_stats)
+        self._untold: deque[PrecisionChange] = deque(maxlen=MAX_UNTOLD)
         self._orders: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._beat: asyncio.Task[None] | None = None
@@ -105,6 +110,7 @@ class Replica:
                 engine.weights,
                 engine.kv_precisions,
                 engine.kv_blockers,
+                *engine.sampling_defaults,
             )
             connection = await connect(
                 address,
@@ -115,6 +121,7 @@ class Replica:
             )
             self._connections[ingress_id] = connection
             connection.send_stats(self._told(ingress_id), 0.0, 0.0)
+            self._tell_changes()
             if self._leaving:
                 connection.send(Leaving("draining"))
 
@@ -160,9 +167,10 @@ class Replica:
             return reply
 
     @property
-    def level(self) -> int:
-        """Level of the precision ladder that it is at."""
-        return self._ladder.position.level
+    def pressed_level(self) -> int:
+        """Level of the precision ladder that pressure has brought it to; 0 where an operator holds it."""
+        position = self._ladder.position
+        return 0 if position.cause == PINNED else position.level
 
     def stats(self) -> EngineStats:
         """The engine's own numbers."""
@@ -180,7 +188,7 @@ class Replica:
             connection.send(Leaving("draining"))
         while self._running:
             await asyncio.sleep(0.05)
-        for task in self._background:
+        for task in (*self._background, *self._orders):
             task.cancel()
         await self._engine.close()
         for connection in list(self._connections.values()):
@@ -255,10 +263,13 @@ class Replica:
         if change.kv_before != change.kv_after:
             for span in self._spans.values():
                 span.lived_through(change)
+        self._untold.append(change)
+        self._tell_changes()
+
+    def _tell_changes(self) -> None:
         leader = self._connections.get(self._leader() or "")
-        if leader is not None:
-            leader.send(Changed(change))
-        self._send_stats()
+        while leader is not None and self._untold:
+            leader.send(Changed(self._untold.popleft()))
 
     async def _watch(self) -> None:
         self._give_up(await EngineWatcher(self._engine, self._limits).watch())

@@ -31,6 +31,7 @@ class Load:
     prefix_hits_per_s: float = 0.0
     prefill_tokens_per_s: float | None = None
     order_takes_s: float = 0.0
+    fails: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ LOADS = st.builds(
     prefix_hits_per_s=st.sampled_from([0.0, 10.0, 1000.0]),
     prefill_tokens_per_s=st.sampled_from([None, 1.0, 20.0, 60.0, 100.0, 10_000.0]),
     order_takes_s=st.sampled_from([0.0, 0.0, 1.0, 20.0]),
+    fails=st.sampled_from([False, False, False, True]),
 )
 # Mostly whole seconds, in which the times of changes fall on the very limits.
 MOMENTS = st.builds(
@@ -82,6 +84,8 @@ class Replica:
     level_since_s: float = -inf
     kv: str = "auto"
     kv_switched_s: float = -inf
+    kv_failed_s: float = -inf
+    kv_failures: int = 0
     calm_since_s: float | None = None
     order: Order | None = None
     done_s: float = inf
@@ -106,6 +110,8 @@ class Replica:
             prefill_tokens_per_s=self.load.prefill_tokens_per_s,
             calm_since_s=self.calm_since_s,
             kv_precisions=("auto", "fp8") if self.can_switch else (),
+            kv_failed_s=self.kv_failed_s,
+            kv_failures=self.kv_failures,
         )
 
     @property
@@ -156,8 +162,11 @@ class World:
     def finish(self, replica: Replica) -> None:
         if replica.order is None or replica.done_s > self.now_s:
             return
-        if replica.switches:
+        if replica.switches and replica.load.fails:
+            replica.kv_failed_s, replica.kv_failures = self.now_s, replica.kv_failures + 1
+        elif replica.switches:
             replica.kv, replica.kv_switched_s = replica.order.kv_precision, self.now_s
+            replica.kv_failed_s, replica.kv_failures = -inf, 0
             self.switched.append((self.now_s, replica.name))
         if replica.order.level != replica.level:
             replica.level, replica.level_since_s = replica.order.level, self.now_s
@@ -175,13 +184,16 @@ class World:
             assert self.usable(replica, Measure.FP8_KV)
         if order.kv_precision != replica.kv:
             self.check_switch(replica)
+            # What failed is tried again after a time that doubles.
+            waits = self.ladder.config.dwell_s * 2 ** min(6, replica.kv_failures - 1) if replica.kv_failures else 0
+            assert self.now_s >= replica.kv_failed_s + waits
         if order.cause in ("pinned", "disabled"):
             return
         assert all(self.now_s - at_s >= self.ladder.config.dwell_s for at_s in self.changes.get(replica.name, [])[-1:])
         if order.level > 0:
             assert self.usable(replica, levels[order.level - 1])
         low, high = sorted((order.level, replica.level))
-        # Of what lies between, nothing could be taken or given up: not usable, or the fp8_kv that was too dear.
+        # Of what lies between, nothing could be taken or given up: not usable, or the fp8_kv that was too dear or failed.
         between = levels[low : high - 1] if order.level > replica.level else levels[low : max(low, high - 1)]
         for measure in between:
             assert not self.usable(replica, measure) or (measure is Measure.FP8_KV and replica.kv == "auto")
@@ -196,7 +208,7 @@ class World:
             assert order.level < replica.level
             assert state.kv_usage <= 0.5
             assert load.own_usage <= 0.5 or order.kv_precision == replica.kv
-            assert load.preemptions_per_s <= 0.05 and load.queue_growth_per_s <= 0.1
+            assert load.preemptions_per_s <= 0.05
             assert replica.calm_since_s is not None and self.now_s - replica.calm_since_s >= dwell_s
         else:
             assert order.level >= replica.level
@@ -221,6 +233,8 @@ def world(ladder: Ladder, can_switch: tuple[bool, ...]) -> World:
     return World(ladder, [Replica(name, can) for name, can in zip(NAMES, can_switch, strict=False)])
 
 
+# Longer than a change that failed waits to be tried again.
+NIGHT: Final = Moment(2000.0, (FULL, FULL, FULL))
 ENGINES = st.lists(st.sampled_from([True, True, True, False]), min_size=1, max_size=3).map(tuple)
 
 
@@ -238,7 +252,7 @@ def reload(ladder: Ladder, precision: dict[str, Any], model: dict[str, Any]) -> 
 @given(LADDERS, ENGINES, DAYS)
 def test_sustained_calm_brings_every_replica_back(ladder: Ladder, engines: tuple[bool, ...], day: list[Moment]) -> None:
     lived = world(ladder, engines)
-    for moment in [*day, *long(FULL)[:30], *long(replace(CALM, prefill_tokens_per_s=0.1))[:15], *long(CALM)]:
+    for moment in [*day, NIGHT, *long(FULL)[:30], *long(replace(CALM, prefill_tokens_per_s=0.1))[:15], *long(CALM)]:
         lived.live(moment)
     assert {(one.level, one.kv, one.order) for one in lived.replicas} == {(0, "auto", None)}
     settled = lived.orders
@@ -252,7 +266,7 @@ def test_sustained_pressure_takes_every_usable_measure(
     ladder: Ladder, engines: tuple[bool, ...], day: list[Moment]
 ) -> None:
     lived = world(ladder, engines)
-    for moment in [*day, *long(replace(FULL, prefill_tokens_per_s=1.0))[:15], *long(FULL)]:
+    for moment in [*day, NIGHT, *long(replace(FULL, prefill_tokens_per_s=1.0))[:15], *long(FULL)]:
         lived.live(moment)
     for one in lived.replicas:
         fp8 = Measure.FP8_KV in ladder.config.levels and lived.usable(one, Measure.FP8_KV)
@@ -275,8 +289,7 @@ def test_a_pinned_level_is_reached_and_left(
         lived.live(moment)
     lived.ladder = reload(ladder, {}, {"pinned": level})
     # However long the order takes that is under way, and the turns of the others.
-    pause = Moment(60.0, next_day[0].loads if next_day else (FULL, FULL, FULL))
-    for moment in [pause] * 8:
+    for moment in [NIGHT, *[Moment(60.0, (FULL, FULL, FULL))] * 8]:
         lived.live(moment)
     held = lived.orders
     for moment in next_day:
@@ -305,7 +318,7 @@ def test_what_a_new_config_does_not_allow_ends(
     for moment in day:
         lived.live(moment)
     lived.ladder = reload(Ladder("model", config, model), {"enabled": enabled}, {})
-    for moment in [Moment(60.0, (FULL, FULL, FULL))] * 8:
+    for moment in [NIGHT, *[Moment(60.0, (FULL, FULL, FULL))] * 8]:
         lived.live(moment)
     for moment in next_day:
         lived.live(moment)
@@ -316,25 +329,22 @@ def test_what_a_new_config_does_not_allow_ends(
 
 
 SAMPLES = st.lists(
-    st.tuples(
-        st.floats(0, 3), st.integers(0, 50), st.integers(0, 50), st.integers(0, 500), st.integers(0, 500), st.booleans()
-    ),
+    st.tuples(st.floats(0, 3), st.integers(0, 50), st.integers(0, 50), st.integers(0, 500), st.booleans()),
     max_size=60,
 )
 
 
 @given(st.floats(1, 60), SAMPLES)
 def test_rates_are_never_below_nothing_nor_above_what_came(
-    window_s: float, steps: list[tuple[float, int, int, int, int, bool]]
+    window_s: float, steps: list[tuple[float, int, int, int, bool]]
 ) -> None:
     meter = PressureMeter(window_s)
-    at_s, preemptions, hits, prompt = 0.0, 0, 0, 0
-    for passes_s, preempted, waiting, hit, read, restarts in steps:
+    at_s, preemptions, hits = 0.0, 0, 0
+    for passes_s, preempted, waiting, hit, restarts in steps:
         at_s += passes_s
-        preemptions, hits, prompt = (0, 0, 0) if restarts else (preemptions + preempted, hits + hit, prompt + read)
-        meter.add(Sample(at_s, 0.5, preemptions, waiting, hits, prompt))
+        preemptions, hits = (0, 0) if restarts else (preemptions + preempted, hits + hit)
+        meter.add(Sample(at_s, 0.5, preemptions, waiting, hits))
         rates = meter.rates()
         assert 0 <= rates.preemptions_per_s <= preemptions / (window_s / 2)
         assert 0 <= rates.queue_growth_per_s <= 50 / (window_s / 2)
         assert 0 <= rates.prefix_hits_per_s <= hits / (window_s / 2)
-        assert rates.prefill_tokens_per_s is None or 0 < rates.prefill_tokens_per_s <= 500 * len(steps)

@@ -9,7 +9,8 @@ from typing import Final
 from cluster.api.errors import ApiError
 from cluster.api.prompt_size import prompt_too_long
 from cluster.config.engine import EngineConfig, SimulatedConfig
-from deployments.engines.kv_precision import OWN, KvPrecisionError, KvSwitch
+from cluster.precision.measures import OWN
+from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import (
     Emit,
     EngineDeadError,
@@ -38,6 +39,7 @@ class SimulatedEngine:
 
     kind = "simulated"
     weights = "simulated"
+    sampling_defaults: tuple[float, float] = (1.0, 1.0)
     kv_precisions: tuple[str, ...] = tuple(_PRECISIONS)
     kv_blockers: tuple[str, ...] = ()
 

@@ -37,7 +37,9 @@ seconds = st.floats(0, 2**40)
 stats = st.builds(
     EngineStats, counts, counts, st.floats(0, 1), counts, counts, ids, counts, counts, seconds, counts, counts, counts
 )
-positions = st.builds(LadderPosition, counts, seconds, ids, seconds, counts, ids)
+positions = st.builds(
+    LadderPosition, counts, seconds, ids, seconds, counts, st.lists(ids).map(tuple), ids, seconds, counts, ids, ids
+)
 changes = st.builds(
     PrecisionChange,
     *(ids, seconds, ids, ids, ids, ids, counts, counts, ids, ids, ids),
@@ -49,7 +51,7 @@ messages = st.one_of(
     st.builds(Events, ids, st.binary(max_size=500)),
     st.builds(Ended, ids, replies),
     st.builds(Stats, stats, positions, st.booleans()),
-    st.builds(Order, ids, counts, ids, ids, ids, ids),
+    st.builds(Order, ids, st.lists(ids).map(tuple), ids, ids, ids),
     st.builds(Changed, changes),
     st.builds(Cancel, ids),
     st.builds(Leaving, ids),

@@ -120,6 +120,65 @@ async def test_a_second_engine_that_does_not_start_changes_nothing() -> None:
     await engine.close()
 
 
+async def test_a_heartbeat_that_the_first_does_not_answer_any_more_is_no_death() -> None:
+    made = Made()
+    engine = SecondEngine(made)
+    await engine.start()
+    running = ask(engine, "early", 40)
+    await asyncio.sleep(0.02)
+    await engine.set_kv_precision("fp8")
+    first = made.engines[0]
+    asked = asyncio.Event()
+
+    async def never() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    first.heartbeat = never  # type: ignore[method-assign]
+    beat = asyncio.create_task(engine.heartbeat())
+    await asked.wait()
+    assert (await running).status == 200
+    await asyncio.wait_for(beat, 2.0)
+    await engine.close()
+
+
+async def test_what_is_only_starting_is_closed_too() -> None:
+    made = Made()
+    engine = SecondEngine(made)
+    await engine.start()
+    starts, go_on = asyncio.Event(), asyncio.Event()
+    start = Fixed.start
+
+    async def slow(self: Fixed) -> None:
+        starts.set()
+        await go_on.wait()
+        await start(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fixed, "start", slow)
+        change = asyncio.create_task(engine.set_kv_precision("fp8"))
+        await starts.wait()
+        await engine.close()
+        go_on.set()
+        with pytest.raises(KvPrecisionError, match="being stopped"):
+            await change
+    assert [one.closed for one in made.engines] == [True, True]
+
+
+async def test_the_precision_in_force_starts_nothing_and_a_quick_return_waits_for_the_first() -> None:
+    made = Made()
+    engine = SecondEngine(made)
+    await engine.start()
+    same = await engine.set_kv_precision("auto")
+    assert same.before == same.after
+    assert len(made.engines) == 1
+    await engine.set_kv_precision("fp8")
+    back = await engine.set_kv_precision("auto")
+    assert back.after == "simulated16"
+    assert made.engines[0].closed
+    await engine.close()
+
+
 async def test_an_engine_that_can_change_is_never_replaced() -> None:
     made: list[SimulatedEngine] = []
 

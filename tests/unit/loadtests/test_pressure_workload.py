@@ -87,7 +87,9 @@ def test_a_body_asks_for_a_stream_of_a_length_and_says_how_urgent_it_is(turns) -
     body = critical.body("dense")
     assert body["pointsman"] == {"latency_class": critical.latency_class.value, "business_critical": True}
     assert (body["model"], body["stream"], body["ignore_eos"]) == ("dense", True, True)
+    assert (body["temperature"], "top_p" in body) == (0.0, False)
     plain = next(turn for turn in turns if not turn.critical)
+    assert plain.body("dense")["temperature"] == 0.7
     assert plain.body("dense")["pointsman"] == {"latency_class": plain.latency_class.value}
 
 

@@ -40,6 +40,8 @@ from tests.waiting import until
 class SwitchingEngine:
     """An engine of 10 blocks in 16 bits and 20 in 8."""
 
+    sampling_defaults = (0.7, 0.8)
+
     kind: str = "simulated"
     weights: str = "int8"
     kv_precisions: tuple[str, ...] = ("auto", "fp8")
@@ -81,7 +83,8 @@ class SwitchingEngine:
 
 
 def order(number: int, level: int, kv: str = "auto") -> Order:
-    return Order(f"o{number}", level, f"level{level}", kv, "kv_usage", "the cache is full")
+    measures = tuple(f"level{at}" for at in range(1, level + 1))
+    return Order(f"o{number}", measures, kv, "kv_usage", "the cache is full")
 
 
 @pytest.fixture
@@ -111,32 +114,52 @@ async def test_an_order_is_carried_out_and_told(told: list[PrecisionChange]) -> 
     assert (ladder.position.kv_precision, ladder.position.own_kv_blocks) == ("auto", 10)
 
 
-async def test_a_switch_that_fails_changes_nothing_and_counts_for_the_dwell_time(told: list[PrecisionChange]) -> None:
-    engine = SwitchingEngine(fails=KvPrecisionError("no memory"))
+@pytest.mark.parametrize(
+    ("failure", "said"), [(KvPrecisionError("no memory"), "no memory"), (RuntimeError("secret"), "RuntimeError")]
+)
+async def test_a_switch_that_fails_leaves_the_precision_and_not_the_level(
+    told: list[PrecisionChange], failure: Exception, said: str
+) -> None:
+    engine = SwitchingEngine(fails=failure)
     ladder = ReplicaLadder("dense", "r1", engine, told.append)
     await ladder.obey(order(1, 2, "fp8"))
     (change,) = told
-    assert (change.level, change.level_name, change.kv_after, change.error) == (0, "normal", "auto", "no memory")
-    assert (ladder.position.level, ladder.position.kv_precision) == (0, "auto")
-    assert ladder.position.kv_since == change.at
-    assert ladder.position.order == "o1"
+    assert (change.level, change.level_name, change.kv_after, change.error) == (2, "level2", "auto", said)
+    position = ladder.position
+    assert (position.level, position.kv_precision, position.order, position.under_way) == (2, "auto", "o1", "")
+    assert (position.kv_failed, position.kv_failures, position.kv_since) == (change.at, 1, 0.0)
+    await ladder.obey(order(2, 3, "fp8"))
+    assert ladder.position.kv_failures == 2
+    engine.fails = None
+    await ladder.obey(order(3, 3, "fp8"))
+    assert (ladder.position.kv_precision, ladder.position.kv_failures, ladder.position.kv_failed) == ("fp8", 0, 0.0)
 
 
-async def test_orders_wait_for_each_other_and_are_not_carried_out_twice(told: list[PrecisionChange]) -> None:
+async def test_an_order_that_comes_while_another_is_under_way_is_dropped(told: list[PrecisionChange]) -> None:
     engine = SwitchingEngine(slow=asyncio.Event())
-    ladder = ReplicaLadder("dense", "r1", engine, told.append)
-    under_way = [asyncio.create_task(ladder.obey(order(n, 2, "fp8" if n % 2 else "auto"))) for n in (1, 2, 3)]
+    moves: list[str] = []
+    ladder = ReplicaLadder("dense", "r1", engine, told.append, lambda: moves.append(ladder.position.under_way))
+    under_way = asyncio.create_task(ladder.obey(order(1, 2, "fp8")))
     await asyncio.sleep(0)
-    too_many = [asyncio.create_task(ladder.obey(order(n, 1))) for n in (4, 5, 6)]
-    await asyncio.sleep(0.01)
-    assert told == []
+    assert ladder.position.under_way == "o1"
+    await ladder.obey(order(2, 0))
     assert engine.slow is not None
     engine.slow.set()
-    await asyncio.gather(*under_way, *too_many)
-    assert engine.switches == ["fp8", "auto", "fp8", "auto"]
-    assert [change.id for change in told] == ["o1", "o2", "o3", "o4"]
-    await ladder.obey(order(4, 1))
-    assert len(told) == 4
+    await under_way
+    assert engine.switches == ["fp8"]
+    assert [change.id for change in told] == ["o1"]
+    assert moves == ["o1", ""]
+    await ladder.obey(order(1, 2, "fp8"))
+    assert len(told) == 1
+
+
+async def test_an_order_that_changes_nothing_leaves_no_trace(told: list[PrecisionChange]) -> None:
+    ladder = ReplicaLadder("dense", "r1", SwitchingEngine(), told.append)
+    await ladder.obey(order(1, 2, "fp8"))
+    before = ladder.position
+    await ladder.obey(order(2, 2, "fp8"))
+    assert len(told) == 1
+    assert (ladder.position.order, ladder.position.level_since) == ("o2", before.level_since)
 
 
 @dataclass
@@ -185,7 +208,7 @@ async def test_one_ingress_leads_and_only_its_orders_count(setting: Setting) -> 
     await until(lambda: first.leads)
     assert not second.leads
     assert first.hello.kv_precisions == ("auto", "fp8")
-    assert first.hello.weights == "int8"
+    assert (first.hello.weights, first.hello.temperature, first.hello.top_p) == ("int8", 0.7, 0.8)
     second.order(order(1, 2, "fp8"))
     first.order(order(2, 1))
     await until(lambda: first.position.level == 1 and second.position.level == 1)
@@ -200,6 +223,28 @@ async def test_the_next_ingress_leads_when_the_first_is_gone(setting: Setting) -
     second.order(order(1, 2, "fp8"))
     await until(lambda: second.position.level == 2)
     assert [change.id for change in setting.changes[1]] == ["o1"]
+
+
+async def test_what_changed_while_no_ingress_was_there_is_told_to_the_next(setting: Setting) -> None:
+    for ingress in setting.ingresses:
+        await ingress.close()
+    await until(lambda: setting.replica._leader() is None, timeout_s=3.0)
+    await setting.replica._ladder.obey(order(1, 2, "fp8"))
+    third = ChannelReceiver("c")
+    noted: list[PrecisionChange] = []
+    third.on_changed = noted.append
+    address = await third.start("127.0.0.1")
+    await setting.replica.attach(address)
+    await until(lambda: [change.id for change in noted] == ["o1"])
+    setting.ingresses.append(third)
+
+
+async def test_a_level_that_an_operator_holds_is_no_pressure(setting: Setting) -> None:
+    pinned = Order("o1", ("level1",), "auto", "pinned", "held")
+    await setting.replica._ladder.obey(pinned)
+    assert setting.replica.pressed_level == 0
+    await setting.replica._ladder.obey(order(2, 2))
+    assert setting.replica.pressed_level == 2
 
 
 async def test_an_engine_that_ends_over_it_is_given_up(setting: Setting) -> None:

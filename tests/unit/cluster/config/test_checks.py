@@ -99,7 +99,9 @@ def test_the_base_has_no_mistakes() -> None:
         ("precision", {"leave": {"kv_usage": 0.9}}, "precision.leave.kv_usage"),
         ("precision", {"enter": {"kv_usage": 0.5}}, "precision.leave.kv_usage"),
         ("precision", {"leave": {"preemptions_per_s": 0.6}}, "precision.leave.preemptions_per_s"),
-        ("precision", {"leave": {"queue_growth_per_s": 1.1}}, "precision.leave.queue_growth_per_s"),
+        ("precision", {"leave": {"queue_growth_per_s": 0.1}}, "precision.leave.queue_growth_per_s"),
+        ("precision", {"leave": {"preemptions_per_s": 0.5}}, "precision.leave.preemptions_per_s"),
+        ("precision", {"max_temperature": 0}, "precision.max_temperature"),
         ("precision", {"enter": {"preemptions_per_s": 0}}, "precision.enter.preemptions_per_s"),
         ("precision", {"enter": {"queue_growth_per_s": 0}}, "precision.enter.queue_growth_per_s"),
         ("precision", {"levels": ["shed", "twin", "shed"]}, "precision.levels.2"),
@@ -175,8 +177,3 @@ def test_a_level_is_pinned_among_those_that_there_are() -> None:
     assert paths(config) == set()
     config["precision"]["levels"] = ["shed"]
     assert paths(config) == {"models.dense.precision.pinned"}
-
-
-def test_thresholds_of_rates_may_be_the_same_for_both() -> None:
-    rates = {"preemptions_per_s": 0.5, "queue_growth_per_s": 2.0}
-    assert paths(base() | {"precision": {"enter": rates, "leave": dict(rates)}}) == set()
