@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     # Importing vLLM and its dependencies warns about many things that are not ours.
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.fp8_kv,
+    pytest.mark.slow,
 ]
 
 TOKENS = 12

@@ -16,6 +16,7 @@ from tests.integration.cluster_processes import unused_port
 pytestmark = pytest.mark.timeout(240)
 
 
+@pytest.mark.slow
 def test_one_command_runs_all_arms_and_leaves_a_report_and_a_picture(tmp_path: Path) -> None:
     config, port = simulated_config("dense", "mini"), unused_port()
     models = config["models"]
