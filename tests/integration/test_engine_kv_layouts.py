@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from deployments.engines import vllm_engine
 from deployments.engines.kv_precision import KvPrecisionError
 from deployments.engines.protocol import EngineDeadError, EngineReply
-from deployments.engines.second_engine import SecondEngine
-from deployments.engines.vllm_args import VllmLaunch
 from deployments.engines.vllm_engine import VllmEngine
 from deployments.engines.vllm_kv_core import EXIT_HALF_CHANGED
-from deployments.models.sources import resolve
 from deployments.processes import process_state
-from tests.integration.dense_engine import Call, answer_of, dense_config, running_dense
+from tests.integration.dense_engine import Call, answer_of, running_dense
 from tests.integration.failing_worker import FAILING, FailingWorker
 from tests.waiting import until
 
@@ -157,42 +152,3 @@ async def test_a_change_that_fails_leaves_things_as_they_were_or_ends_the_engine
         await until(lambda: process_state(process.pid) in {None, "Z"})
         process.join(5)
         assert process.exitcode == EXIT_HALF_CHANGED
-
-
-class InPlaceNever(VllmEngine):
-    """Cannot change its KV precision while it runs, as one with CUDA graphs cannot."""
-
-    kv_precisions = ()  # type: ignore[assignment]
-    kv_blockers = ("CUDA graphs",)  # type: ignore[assignment]
-
-
-@pytest.mark.slow
-async def test_a_second_engine_takes_over_from_one_that_cannot_change() -> None:
-    path = resolve("embedded:dense", None, lambda _message, _done: None)
-    launch = VllmLaunch("dense", path, dense_config(max_num_batched_tokens=128))
-    before = dict(os.environ)
-    engine = SecondEngine(lambda precision: InPlaceNever(launch.at_kv_precision(precision)))
-    try:
-        await engine.start()
-        (first,) = engine.pids()
-        early = Call(cast("VllmEngine", engine))
-        running = asyncio.create_task(early.chat(PROMPTS[0], max_tokens=900, ignore_eos=True, stream=True))
-        await until(lambda: len(early.events) > 3, timeout_s=30.0)
-        switch = await engine.set_kv_precision("fp8")
-        assert (switch.before, switch.after, switch.preempted) == ("bfloat16", "fp8", 0)
-        assert switch.blocks_after >= 2 * switch.blocks_before - 2
-        late = await Call(cast("VllmEngine", engine)).chat(PROMPTS[1], max_tokens=8, ignore_eos=True)
-        assert (late.status, late.kv.precision) == (200, "fp8")
-        reply = await running
-        assert (reply.status, reply.usage.completion_tokens) == (200, 900)
-        assert (reply.kv.precision, reply.kv.preemptions) == ("bfloat16", 0)
-        await until(lambda: process_state(first) in {None, "Z"}, timeout_s=20.0)
-        await engine.heartbeat()
-        assert engine.stats().kv_precision == "fp8"
-        assert len(engine.pids()) == 1
-    finally:
-        await engine.close()
-        os.environ.clear()
-        os.environ.update(before)
-        # vLLM leaves a ZeroMQ context of the first engine to the garbage collector.
-        gc.collect()
