@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.api.embedding import EmbeddingRequest
 from cluster.api.errors import ApiError
 from cluster.api.requests import ApiRequest
 from cluster.precision.measures import Measure, in_force, name_of
-from cluster.precision.sampling import Change, conservative
+from cluster.precision.sampling import OPENAI_TEMPERATURE, OPENAI_TOP_P, Change, conservative
 
 if TYPE_CHECKING:
     from cluster.config.cluster import ClusterConfig
+
+NO_DEFAULTS: Final = (OPENAI_TEMPERATURE, OPENAI_TOP_P)
+"""Temperature and top-p of an engine that has none of its own."""
 
 Request = TypeVar("Request", bound=ApiRequest)
 
@@ -51,7 +54,7 @@ def at_level(
     level: int,
     request: Request,
     *,
-    defaults: tuple[float, float] = (1.0, 1.0),
+    defaults: tuple[float, float] = NO_DEFAULTS,
     max_tokens: int | None = None,
 ) -> tuple[Request, LevelInForce]:
     """`request`, within its contract, as `level` has it run. Raises `ApiError` 503 for one that is shed.

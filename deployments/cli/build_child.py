@@ -13,21 +13,16 @@ import sys
 import msgspec
 
 from deployments.cli.build_messages import Building, BuildMessage, Built, Job, Refused
+from deployments.cli.child import begin
 from deployments.models.errors import ModelError
 from deployments.models.sources import resolve, verify
 from deployments.models.store import Progress
-from deployments.processes import OWNER_VARIABLE, die_with_parent
 
 
 def main() -> int:
     """Work through the job; exit status 1 if a model could not be had, after trying all of them."""
-    owner = os.environ.pop(OWNER_VARIABLE, "")
-    if owner.isdigit():
-        die_with_parent(int(owner))
+    messages = begin()
     job = msgspec.json.decode(sys.argv[1], type=Job)
-    # Libraries print; what they print must not end up among the messages.
-    messages = os.dup(1)
-    os.dup2(2, 1)
 
     def tell(message: BuildMessage) -> None:
         os.write(messages, msgspec.json.encode(message) + b"\n")

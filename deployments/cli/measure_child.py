@@ -14,30 +14,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deployments.cli.child import begin
 from deployments.cli.measure_messages import Done, Failed, MeasureMessage, Step, Task
-from deployments.processes import OWNER_VARIABLE, die_with_parent
 
 if TYPE_CHECKING:
     from cluster.config.engine import EngineConfig
     from cluster.config.model import ModelConfig
     from deployments.models.kv_prompts import Prompt
 
-_NO_PROMPTS = (
-    "Fewer prompts and shorter answers need less text; `pointsman models verify` checks the tokenizer's files."
-)
-
 Tell = Callable[[MeasureMessage], None]
 
 
 def main() -> int:
     """Measure; exit status 1 if it did not come to figures."""
-    owner = os.environ.pop(OWNER_VARIABLE, "")
-    if owner.isdigit():
-        die_with_parent(int(owner))
+    messages = begin()
     task = msgspec.json.decode(sys.argv[1], type=Task)
-    # Libraries print; what they print must not end up among the messages.
-    messages = os.dup(1)
-    os.dup2(2, 1)
 
     def tell(message: MeasureMessage) -> None:
         os.write(messages, msgspec.json.encode(message) + b"\n")

@@ -12,7 +12,7 @@ from cluster.config.base import AUTO
 from cluster.config.cluster import ClusterConfig
 from cluster.contracts import Contract, contract_for, enforce
 from cluster.precision.measures import Measure, in_force, name_of
-from cluster.precision.requests import LevelInForce, at_level, is_turned_away
+from cluster.precision.requests import NO_DEFAULTS, LevelInForce, at_level, is_turned_away
 from cluster.routing.decision import RouteDecision
 from cluster.routing.knob_bounds import check_knobs
 from cluster.routing.reading import Reading
@@ -64,11 +64,12 @@ class Choosing:
         """
         services, decision, model = self._services, chosen.decision, chosen.decision.model
         config, levels = services.config, services.precision
-        if not is_turned_away(config, model, levels.level(model), request):
+        number = levels.level(model)
+        if not is_turned_away(config, model, number, request):
             return decision
         contract = contract_for(config, decision)
         enforce(contract, request)
-        level = LevelInForce(levels.level(model), name_of(config.precision.levels, levels.level(model)))
+        level = LevelInForce(number, name_of(config.precision.levels, number))
         for other in decision.fallbacks:
             serves = decision.role in config.models[other].roles
             if serves and not is_turned_away(config, other, levels.level(other), request):
@@ -103,13 +104,15 @@ class Choosing:
         """
         config, model = self._services.config, decision.model
         contract = contract_for(config, decision)
-        precision = self._services.precision
+        precision, within = self._services.precision, enforce(contract, request)
+        at = precision.level(model)
         bound, met = at_level(
             config,
             model,
-            precision.level(model),
-            enforce(contract, request),
-            defaults=precision.defaults(model),
+            at,
+            within,
+            # Asked of the replicas only where a level may change something.
+            defaults=precision.defaults(model) if at else NO_DEFAULTS,
             max_tokens=contract.max_completion_tokens,
         )
         # Whoever answers in a model's place is told of the level that sent the request there.
