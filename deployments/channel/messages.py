@@ -9,6 +9,7 @@ import asyncio
 
 import msgspec
 
+from cluster.experts.load import ExpertLoad
 from cluster.precision.measures import NORMAL, OWN
 from cluster.records.precision_change import PrecisionChange
 from deployments.engines.protocol import EngineReply, EngineStats
@@ -38,6 +39,8 @@ class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
     """What the engine samples with where a request leaves it open."""
     top_p: float = 1.0
     """Likewise, 0 to 1."""
+    expert_blockers: tuple[str, ...] = ()
+    """Why the engine does not tell which experts its tokens go to, each by name; empty: it tells."""
 
 
 class LadderPosition(msgspec.Struct, frozen=True, array_like=True):
@@ -133,7 +136,13 @@ class Changed(msgspec.Struct, frozen=True, tag=8, array_like=True):
     change: PrecisionChange
 
 
-Message = Hello | Accepted | Events | Ended | Stats | Cancel | Leaving | Order | Changed
+class Experts(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    """Tokens by expert since the engine's start. Sent when they changed, at most once a second."""
+
+    load: ExpertLoad
+
+
+Message = Hello | Accepted | Events | Ended | Stats | Cancel | Leaving | Order | Changed | Experts
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Message])

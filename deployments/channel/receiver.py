@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cluster.experts.load import ExpertLoad
 from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import (
     Accepted,
@@ -19,6 +20,7 @@ from deployments.channel.messages import (
     ChannelError,
     Ended,
     Events,
+    Experts,
     Hello,
     LadderPosition,
     Leaving,
@@ -60,6 +62,8 @@ class AttachedReplica:
     """Where it stands on its precision ladder."""
     leads: bool = False
     """Whether it takes orders from this ingress."""
+    load: ExpertLoad | None = None
+    """Tokens by expert, as it told last; None: it has told nothing of experts."""
 
     def order(self, order: Order) -> None:
         """Have it go to another level."""
@@ -190,6 +194,8 @@ class ChannelReceiver:
                     stream.finish(message.reply)
             elif isinstance(message, Stats):
                 replica.stats, replica.position, replica.leads = message.stats, message.position, message.leads
+            elif isinstance(message, Experts):
+                replica.load = message.load
             elif isinstance(message, Changed):
                 self.on_changed(message.change)
             elif isinstance(message, Leaving):

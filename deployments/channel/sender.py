@@ -10,7 +10,18 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deployments.channel.messages import Cancel, ChannelError, Hello, Message, Order, Stats, encode_frame, read_frame
+from cluster.experts.load import ExpertLoad
+from deployments.channel.messages import (
+    Cancel,
+    ChannelError,
+    Experts,
+    Hello,
+    Message,
+    Order,
+    Stats,
+    encode_frame,
+    read_frame,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +33,8 @@ MAX_UNSENT_S = 5.0
 """An ingress that leaves this much unread for this long is taken for hung; its connection is cut and its requests end."""
 UNSENT_CEILING_BYTES = 4 * MAX_UNSENT_BYTES
 """Never is more than this held for one ingress, however short the time."""
+EXPERTS_PERIOD_S = 1.0
+"""Seconds between two messages about the load of experts at least: heat moves in tens of seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class IngressConnection:
         self._task = self._loop.create_task(self._listen())
         self._last_stats: Stats | None = None
         self._last_sent = 0.0
+        self._last_load: ExpertLoad | None = None
+        self._load_sent = -EXPERTS_PERIOD_S
         self._unread_since: float | None = None
 
     @property
@@ -77,6 +92,13 @@ class IngressConnection:
         if stats != self._last_stats or now - self._last_sent >= at_least_every_s:
             self._last_stats, self._last_sent = stats, now
             self.send(stats)
+
+    def send_experts(self, load: ExpertLoad | None, now: float) -> None:
+        """Send the load of experts if it changed, but not more often than every `EXPERTS_PERIOD_S`."""
+        if load is None or load == self._last_load or now - self._load_sent < EXPERTS_PERIOD_S:
+            return
+        self._last_load, self._load_sent = load, now
+        self.send(Experts(load))
 
     def _flush(self) -> None:
         self._flush_scheduled = False

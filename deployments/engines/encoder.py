@@ -18,6 +18,7 @@ from cluster.api.json_body import JsonObject
 from cluster.config.model import ModelConfig
 from cluster.telemetry import names
 from deployments.engines.encoder_batching import MicroBatcher, QueueFullError, Vectors
+from deployments.engines.expert_routing import NoExpertLoad
 from deployments.engines.kv_precision import FixedKvPrecision
 from deployments.engines.protocol import (
     Emit,
@@ -41,7 +42,7 @@ OFF_LOOP_VECTORS: Final = 16
 """A response with more vectors than this is written on a thread; 384 numbers take about 0.1 ms."""
 
 
-class EncoderEngine(FixedKvPrecision):
+class EncoderEngine(FixedKvPrecision, NoExpertLoad):
     """Serves embeddings of one encoder, `max_num_seqs` texts at once."""
 
     kind = "encoder"

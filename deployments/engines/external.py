@@ -20,6 +20,7 @@ from cluster.api.json_body import JsonObject
 from cluster.config.model import UpstreamConfig
 from cluster.telemetry import names
 from deployments.engines import external_errors
+from deployments.engines.expert_routing import NoExpertLoad
 from deployments.engines.external_answer import MAX_RESPONSE_BYTES, drain, plain_answer, read_all, read_start
 from deployments.engines.external_events import StreamRelay
 from deployments.engines.kv_precision import FixedKvPrecision
@@ -56,7 +57,7 @@ class _Outcome:
     response_model: str | None = None
 
 
-class ExternalEngine(FixedKvPrecision):
+class ExternalEngine(FixedKvPrecision, NoExpertLoad):
     """Forwards requests to an upstream.
 
     The upstream learns nothing about the caller's trace unless its config says `forward_trace_context`. `transport` stands

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from cluster.api.json_body import JsonObject
+from cluster.experts.load import ExpertLoad, ExpertUse
 from cluster.routing.confidence import TokenConfidence
 from deployments.engines.kv_precision import KvSwitch, KvUse
 
@@ -70,6 +71,10 @@ class EngineRequest:
     """Whether the reply is to say how sure the model was of its tokens."""
     judge_tokens: int | None = None
     """For a stream: tokens after which an event of `judged_event` is to say so ahead of the end; None: never."""
+    traffic: str = ""
+    """What kind of traffic it is, a word out of a few; the load of experts is told by it. Empty: not known."""
+    log_experts: int = 0
+    """Tokens per sequence whose experts the reply is to list, at most; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class EngineReply:
     """How sure the model was of its tokens; None: it was not asked, or the engine cannot tell."""
     kv: KvUse = field(default_factory=KvUse)
     """What it met in the KV cache."""
+    experts: ExpertUse | None = None
+    """Which experts it used; None: the model has none, or the engine does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,13 @@ class Engine(Protocol):
 
         Raises `KvPrecisionError` if nothing has changed, and `EngineDeadError` if the engine ended over it.
         """
+
+    @property
+    def expert_blockers(self) -> tuple[str, ...]:
+        """Why it does not tell which experts its tokens go to, each by name; empty: it tells. Known once it has started."""
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Tokens by expert as of the last heartbeat; never blocks. None: it does not tell."""
 
     def stats(self) -> EngineStats:
         """A snapshot; never blocks."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from cluster.experts.load import ExpertLoad
 from cluster.precision.measures import OWN
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import Emit, Engine, EngineReply, EngineRequest, EngineStartError, EngineStats
@@ -79,6 +80,15 @@ class SecondEngine:
     def kv_blockers(self) -> tuple[str, ...]:
         """Nothing stands in the way: what does so in the engine is what the second one is for."""
         return ()
+
+    @property
+    def expert_blockers(self) -> tuple[str, ...]:
+        """See `Engine.expert_blockers`."""
+        return self._current.engine.expert_blockers
+
+    def expert_load(self) -> ExpertLoad | None:
+        """That of the serving engine; see `Engine.expert_load`."""
+        return self._current.engine.expert_load()
 
     async def start(self) -> None:
         """Start the first engine; see `Engine.start`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from cluster.config.base import Kind
 from cluster.config.check_models import cores_of
 from deployments.processes import CORES_VARIABLE, OWNER_VARIABLE
 from deployments.processor import computes_bfloat16
@@ -147,11 +148,13 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
         # fail in the other, in the middle of an answer. One backend refuses at once what it cannot do.
         structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
         distributed_executor_backend="uni" if in_process else None,
-        worker_extension_cls="deployments.engines.vllm_kv_worker.KvPrecisionWorker",
+        worker_extension_cls="deployments.engines.vllm_worker.PointsmanWorker",
         # Every block: one that is counted costs a microsecond, and few of them make a pool.
         kv_cache_metrics=True,
         kv_cache_metrics_sample=1.0,
         disable_log_stats=False,
         enable_log_requests=False,
         trust_remote_code=False,
+        # Where vLLM's model runner can tell the experts of a token, nothing of ours counts them.
+        enable_return_routed_experts=accelerated and launch.model.kind is Kind.SPARSE and engine.prefix_caching,
     )

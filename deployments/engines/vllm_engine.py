@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from cluster.api.json_body import JsonObject
+    from cluster.experts.load import ExpertLoad
     from deployments.engines.kv_precision import KvSwitch
+    from deployments.engines.vllm_experts import VllmExperts
     from deployments.engines.vllm_kv import VllmKv
     from deployments.engines.vllm_openai import OpenAILayer
     from deployments.engines.vllm_window import ChatWindow
@@ -54,6 +56,7 @@ class VllmEngine:
         self._layer: OpenAILayer | None = None
         self._window: ChatWindow | None = None
         self._kv: VllmKv | None = None
+        self._experts: VllmExperts | None = None
         self._changing = asyncio.Lock()
         self._switches = 0
         self._neutralise: Callable[[object], object] = lambda value: value
@@ -92,6 +95,7 @@ class VllmEngine:
 
     async def _attach(self) -> None:
         from deployments.engines import vllm_internals
+        from deployments.engines.vllm_experts import VllmExperts
         from deployments.engines.vllm_kv import VllmKv
         from deployments.engines.vllm_openai import OpenAILayer
         from deployments.engines.vllm_tokenizing import guard_special_tokens
@@ -107,6 +111,8 @@ class VllmEngine:
         self._kv = VllmKv(engine)
         await self._kv.detect()
         self._sized()
+        self._experts = VllmExperts(engine)
+        await self._experts.detect()
         await self.heartbeat()
         # One throw-away token: the first real request does not pay for lazy set-up.
         await self._warm_up()
@@ -120,7 +126,7 @@ class VllmEngine:
         from deployments.engines.vllm_openai import bare_request, usage_of
         from deployments.engines.vllm_tokenizing import prompt_limit
 
-        if self._layer is None or self._kv is None:
+        if self._layer is None or self._kv is None or self._experts is None:
             raise EngineDeadError(f"model {self._launch.name!r} has not started")
         raw = bare_request(request.request_id, request.trace_headers)
         body = cast("JsonObject", self._neutralise(dict(request.body)))
@@ -130,7 +136,7 @@ class VllmEngine:
         prompt_limit.set(request.max_prompt_tokens)
         judging = ConfidenceMeter(self._calibration) if request.judge else None
         meter.set(judging)
-        notes = Watched([])
+        notes = Watched(log_experts=0 if self._experts.blockers else request.log_experts)
         watched.set(notes)
         truncated = TokenUsage()
         try:
@@ -155,6 +161,7 @@ class VllmEngine:
             reply,
             confidence=judging.result() if judging is not None else None,
             kv=await self._kv.used(notes),
+            experts=await self._experts.take(notes, request.traffic),
             usage=replace(
                 usage, truncated_turns=truncated.truncated_turns, truncated_tokens=truncated.truncated_tokens
             ),
@@ -229,6 +236,8 @@ class VllmEngine:
             raise EngineDeadError(f"the engine of model {self._launch.name!r} does not answer: {error}") from error
         self._keeper.recount(snapshot.preempted, snapshot.forced, snapshot.recomputed)
         self._keeper.observe(snapshot.running, snapshot.waiting, snapshot.kv_usage)
+        if self._experts is not None:
+            await self._experts.refresh()
 
     @property
     def weights(self) -> str:
@@ -240,6 +249,15 @@ class VllmEngine:
         """Those that come with the checkpoint; see `Engine.sampling_defaults`."""
         given = {} if self._engine is None else self._engine.model_config.get_diff_sampling_param()
         return float(given.get("temperature", 1.0)), float(given.get("top_p", 1.0))
+
+    @property
+    def expert_blockers(self) -> tuple[str, ...]:
+        """Why it does not tell of experts; see `Engine.expert_blockers`."""
+        return () if self._experts is None else self._experts.blockers
+
+    def expert_load(self) -> ExpertLoad | None:
+        """As of the last heartbeat; see `Engine.expert_load`."""
+        return None if self._experts is None else self._experts.load
 
     @property
     def kv_precisions(self) -> tuple[str, ...]:
@@ -285,7 +303,7 @@ class VllmEngine:
         pids = self.pids()
         engine, self._engine = self._engine, None
         # They hold the engine, too, and it complains if it is collected while the interpreter ends.
-        self._layer = self._window = self._kv = None
+        self._layer = self._window = self._kv = self._experts = None
         if engine is not None:
             await asyncio.to_thread(functools.partial(engine.shutdown, timeout=5.0))
             # vLLM sends a last SIGKILL and does not wait for what it does.

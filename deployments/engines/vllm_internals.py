@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deployments.engines import vllm_expert_core as experts
 from deployments.engines import vllm_kv_core as kv
 from deployments.engines.protocol import EngineStartError
 
@@ -27,6 +28,10 @@ SNAPSHOT_METHOD = "pointsman_snapshot"
 BLOCKERS_METHOD = "pointsman_kv_blockers"
 PRECISION_METHOD = "pointsman_set_kv_precision"
 LOST_METHOD = "pointsman_lost"
+EXPERTS_METHOD = "pointsman_experts"
+EXPERT_LOAD_METHOD = "pointsman_expert_load"
+EXPERT_LOG_METHOD = "pointsman_expert_log"
+COUNT_EXPERTS_METHOD = "pointsman_count_experts"
 
 CONTEXT_CLOSE_S = 1.0
 
@@ -83,6 +88,10 @@ def install_in_engine_core() -> None:
         BLOCKERS_METHOD: kv.blockers,
         PRECISION_METHOD: kv.set_kv_precision,
         LOST_METHOD: _lost,
+        EXPERTS_METHOD: experts.start,
+        EXPERT_LOAD_METHOD: experts.load,
+        EXPERT_LOG_METHOD: experts.log,
+        COUNT_EXPERTS_METHOD: experts.count,
     }
     for name, method in methods.items():
         setattr(EngineCore, name, method)
@@ -168,6 +177,8 @@ def use_ambient_tracer(engine: AsyncLLM) -> None:
 def check_parts() -> None:
     """Raises `EngineStartError` naming the first internal part that is not where this release has it."""
     check_version()
+    from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
     from vllm.renderers.base import BaseRenderer
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -186,6 +197,9 @@ def check_parts() -> None:
         (KVCacheManager, "record_prefix_cache_stats"),
         (KVCacheManager, "prefix_cache_lookup_enabled"),
         (CPUModelRunner, "sample_tokens"),
+        (CPUModelRunner, "execute_model"),
+        (BaseRouter, "set_capture_fn"),
+        (AuxOutputSchedulerConnector, "take_output"),
         (BaseRenderer, "_tokenize_prompt"),
         (BaseRenderer, "_build_tokens_prompt"),
     ):

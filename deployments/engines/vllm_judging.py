@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from cluster.routing.confidence import TOP, ConfidenceMeter
+from deployments.engines.vllm_experts import keeping_experts
 from deployments.engines.vllm_kv import watch, watched
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class JudgingClient:
     ) -> AsyncGenerator[RequestOutput, None]:
         """`AsyncLLM.generate`, judged if `meter` is set, its preemptions noted if `watched` is."""
         taking, notes = meter.get(), watched.get()
+        if notes is not None and notes.log_experts:
+            sampling_params = keeping_experts(sampling_params, notes.log_experts)
         if taking is None:
             outputs = self._engine.generate(prompt, sampling_params, request_id, **options)
         else:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from cluster.precision.measures import OWN
 from deployments.engines import vllm_internals
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch, KvUse
 from deployments.engines.protocol import EngineDeadError
+from deployments.engines.vllm_asking import ask
 from deployments.engines.vllm_kv_core import LOWER
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-LOOK_EVERY_S: Final = 0.2
-"""How often to see whether an engine that has not answered yet is still alive."""
-
 
 @dataclass(slots=True)
 class Watched:
-    """Requests of vLLM's layer for one of ours, and whether any was preempted."""
+    """Requests of vLLM's layer for one of ours, and what became of them."""
 
-    request_ids: list[str]
+    request_ids: list[str] = field(default_factory=list)
     preempted: bool = False
+    """Whether any was."""
+    log_experts: int = 0
+    """Tokens per sequence whose experts are to be kept; 0: none."""
+    experts: list[Any] = field(default_factory=list)
+    """What came with the last outputs: counts (1, layers, experts), or experts (tokens, layers, top-k) per sequence."""
 
 
 watched: ContextVar[Watched | None] = ContextVar("watched", default=None)
@@ -37,12 +39,13 @@ watched: ContextVar[Watched | None] = ContextVar("watched", default=None)
 async def watch(
     outputs: AsyncGenerator[RequestOutput, None], request_id: str, notes: Watched
 ) -> AsyncGenerator[RequestOutput, None]:
-    """The same outputs; notes if the request was ever preempted."""
+    """The same outputs; notes if the request was ever preempted, and which experts it used."""
     notes.request_ids.append(request_id)
     try:
         async for output in outputs:
             if output.metrics is not None and output.metrics.num_preemptions:
                 notes.preempted = True
+            notes.experts += [one.routed_experts for one in output.outputs if one.routed_experts is not None]
             yield output
     finally:
         # An abandoned stream ends here first: the engine must not go on for nobody.
@@ -69,7 +72,7 @@ class VllmKv:
     async def detect(self) -> None:
         """Find out whether the precision can change while the engine runs."""
         cache = self._engine.vllm_config.cache_config
-        found = await self._ask(vllm_internals.BLOCKERS_METHOD)
+        found = await ask(self._engine, vllm_internals.BLOCKERS_METHOD)
         if cache.cache_dtype != OWN:
             found = [f"a KV precision that is set to {cache.cache_dtype}", *found]
         self.blockers = tuple(str(reason) for reason in found)
@@ -84,7 +87,7 @@ class VllmKv:
         if before == after:
             return KvSwitch(before, after, 0.0, 0, 0, self.blocks, self.blocks)
         try:
-            pause_s, preempted, tokens, was, now = await self._ask(vllm_internals.PRECISION_METHOD, precision)
+            pause_s, preempted, tokens, was, now = await ask(self._engine, vllm_internals.PRECISION_METHOD, precision)
         except Exception as error:
             if self._engine.errored:
                 raise EngineDeadError("the engine ended in the middle of a change of its KV precision") from error
@@ -99,24 +102,13 @@ class VllmKv:
         preemptions = forced = recomputed = 0
         try:
             for request_id in notes.request_ids:
-                lost = await self._ask(vllm_internals.LOST_METHOD, request_id)
+                lost = await ask(self._engine, vllm_internals.LOST_METHOD, request_id)
                 preemptions, forced, recomputed = preemptions + lost[0], forced + lost[1], recomputed + lost[2]
         except Exception:
             if not self._engine.errored:
                 raise
             # The engine has ended since. The answer is whole; what it cost is lost.
         return KvUse(self.precision, preemptions, forced, recomputed)
-
-    async def _ask(self, method: str, *args: object) -> Any:
-        """Call a method of the engine core. Raises `EngineDeadError` if it ends first; vLLM would wait for ever."""
-        answer = asyncio.ensure_future(self._engine.engine_core.call_utility_async(method, *args))
-        try:
-            while not (await asyncio.wait({answer}, timeout=LOOK_EVERY_S))[0]:
-                if self._engine.errored:
-                    raise EngineDeadError("the engine ended before it answered")
-            return answer.result()
-        finally:
-            answer.cancel()
 
 
 def weights_format(model_config: Any) -> str:

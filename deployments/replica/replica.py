@@ -111,6 +111,7 @@ class Replica:
                 engine.kv_precisions,
                 engine.kv_blockers,
                 *engine.sampling_defaults,
+                engine.expert_blockers,
             )
             connection = await connect(
                 address,
@@ -236,6 +237,7 @@ class Replica:
         now = asyncio.get_running_loop().time()
         for ingress_id, connection in self._connections.items():
             connection.send_stats(self._told(ingress_id), now, SIGN_OF_LIFE_S)
+            connection.send_experts(self._engine.expert_load(), now)
 
     def _told(self, ingress_id: str) -> Stats:
         return Stats(self._engine.stats(), self._ladder.position, ingress_id == self._leader())

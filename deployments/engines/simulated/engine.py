@@ -10,6 +10,7 @@ from cluster.api.errors import ApiError
 from cluster.api.prompt_size import prompt_too_long
 from cluster.config.engine import EngineConfig, SimulatedConfig
 from cluster.precision.measures import OWN
+from deployments.engines.expert_routing import NoExpertLoad
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import (
     Emit,
@@ -34,7 +35,7 @@ _PRECISIONS: Final = {OWN: ("simulated16", 1), "fp8": ("fp8", 2)}
 """What the KV precision can change to: the number format that it pretends to, and the blocks that the same memory holds."""
 
 
-class SimulatedEngine:
+class SimulatedEngine(NoExpertLoad):
     """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
 
     kind = "simulated"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engines import vllm_internals, vllm_kv
+from deployments.engines import vllm_asking, vllm_internals, vllm_kv
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch, KvUse
 from deployments.engines.protocol import EngineDeadError
 from deployments.engines.vllm_kv import VllmKv, Watched
@@ -79,7 +79,7 @@ async def test_a_change_that_failed_leaves_the_books_as_they_were() -> None:
 
 
 async def test_an_engine_that_ends_before_it_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_kv, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(vllm_asking, "LOOK_EVERY_S", 0.01)
     engine = Engine(pointsman_set_kv_precision=None, pointsman_lost=None)
     kv = await detected(engine)
     change = asyncio.create_task(kv.switch("fp8"))
@@ -109,7 +109,7 @@ async def test_outputs_pass_through_and_preemptions_are_noted() -> None:
         try:
             for preemptions in (None, 0, 1, 1):
                 metrics = None if preemptions is None else SimpleNamespace(num_preemptions=preemptions)
-                yield SimpleNamespace(metrics=metrics)
+                yield SimpleNamespace(metrics=metrics, outputs=[])
         finally:
             closed.append(True)
 

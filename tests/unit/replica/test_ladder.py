@@ -18,6 +18,7 @@ from deployments.channel.messages import Order
 from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import TokenStream
+from deployments.engines.expert_routing import NoExpertLoad
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import (
     Emit,
@@ -37,7 +38,7 @@ from tests.waiting import until
 
 
 @dataclass
-class SwitchingEngine:
+class SwitchingEngine(NoExpertLoad):
     """An engine of 10 blocks in 16 bits and 20 in 8."""
 
     sampling_defaults = (0.7, 0.8)

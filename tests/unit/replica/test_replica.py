@@ -13,6 +13,7 @@ import pytest
 from deployments.channel.receiver import ChannelReceiver
 from deployments.channel.sender import IngressAddress
 from deployments.channel.stream import ReplicaLostError, TokenStream
+from deployments.engines.expert_routing import NoExpertLoad
 from deployments.engines.kv_precision import FixedKvPrecision
 from deployments.engines.protocol import (
     Emit,
@@ -32,7 +33,7 @@ from tests.waiting import until
 
 
 @dataclass
-class FakeEngine(FixedKvPrecision):
+class FakeEngine(FixedKvPrecision, NoExpertLoad):
     """Answers by the body's `do`."""
 
     kind: str = "simulated"
