@@ -259,6 +259,12 @@ class VllmEngine:
         """As of the last heartbeat; see `Engine.expert_load`."""
         return None if self._experts is None else self._experts.load
 
+    async def count_experts(self, *, counting: bool) -> None:
+        """Count from now on which experts tokens go to, or do not: what it costs is measured so."""
+        if self._experts is None or self._experts.blockers:
+            raise ValueError(f"the experts of model {self._launch.name!r} are not counted")
+        await self._experts.count(counting=counting)
+
     @property
     def kv_precisions(self) -> tuple[str, ...]:
         """What the KV precision can change to; see `Engine.kv_precisions`."""

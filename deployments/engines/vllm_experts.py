@@ -48,6 +48,10 @@ class VllmExperts:
         if self._method == TAP_METHOD:
             self._shape = ExpertShape(*map(int, shape))
 
+    async def count(self, *, counting: bool) -> None:
+        """Count from now on, or do not. Requests that begin meanwhile are told nothing, or half of it."""
+        await ask(self._engine, vllm_internals.COUNT_EXPERTS_METHOD, counting)
+
     async def refresh(self) -> None:
         """Ask for the load, unless that was done less than `LOAD_PERIOD_S` ago."""
         now = time.monotonic()
