@@ -10,6 +10,7 @@ from cluster.config.check_contracts import check_contracts
 from cluster.config.check_feedback import check_feedback
 from cluster.config.check_models import check_model
 from cluster.config.check_precision import check_precision
+from cluster.config.experts import check_experts
 from cluster.config.host import is_loopback
 from cluster.config.mistakes import Mistake
 from cluster.config.records import check_records
@@ -29,6 +30,7 @@ def check_cluster(config: ClusterConfig) -> Iterator[Mistake]:
     yield from _check_routing(config, roles)
     yield from check_feedback(config, roles)
     yield from check_precision(config)
+    yield from check_experts(config)
     yield from _check_ingress(config)
     yield from _check_ray(config)
     yield from check_records(config)

@@ -11,6 +11,7 @@ from cluster.config.admission import AdmissionConfig
 from cluster.config.base import ModelName, Role, Section
 from cluster.config.checks import check_cluster
 from cluster.config.contract import ContractConfig
+from cluster.config.experts import ExpertsConfig
 from cluster.config.host import is_loopback
 from cluster.config.ingress import IngressConfig, KeysConfig
 from cluster.config.model import ModelConfig
@@ -38,6 +39,8 @@ class ClusterConfig(Section):
     """When requests wait, and when they are refused."""
     precision: PrecisionConfig = PrecisionConfig()
     """How far precision is lowered under pressure."""
+    experts: ExpertsConfig = ExpertsConfig()
+    """When an expert of a sparse model counts as hot, and what is told of experts."""
     keys: KeysConfig = KeysConfig()
     """Who may call."""
     routing: RoutingConfig = RoutingConfig()

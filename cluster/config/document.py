@@ -27,6 +27,7 @@ _FOOTER: Final = """
 - A replica on vLLM reserves no GPU or as many whole ones as `tensor_parallel_size`: it takes most of their memory.
 - The thresholds at which a replica leaves a level of `precision` lie below those at which it enters one. A twin is
   another model that generates text, and has no twin itself.
+- The share below which an expert cools down lies below the one above which it is hot.
 - An upstream's URL is https (http on loopback alone) and carries no user name, password, query or fragment.
 - Listening beyond loopback needs keys.
 """

@@ -33,6 +33,7 @@ OLD = config()
             config(models={"a.b": MODEL | {"precision": {"kv_quality": {"fp8": QUALITY}}}}),
             {"models.a.b.precision.kv_quality.fp8": Way.LIVE},
         ),
+        (config(experts={"half_life_s": 5}), {"experts.half_life_s": Way.LIVE}),
         (config(ingress={"port": 8001}), {"ingress.port": Way.RESTART}),
         (config(telemetry={"log_level": "debug"}), {"telemetry.log_level": Way.RESTART}),
         (config(name="other"), {"name": Way.RESTART}),
