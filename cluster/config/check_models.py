@@ -93,6 +93,7 @@ def _check_engine(path: str, model: ModelConfig) -> Iterator[Mistake]:
             )
     if engine.simulated is not None and engine.type is not EngineType.SIMULATED:
         yield Mistake(f"{where}.simulated", "this is for an engine of type simulated", "leave it out or change type")
+    yield from _check_simulated_experts(f"{where}.simulated.experts", model)
     if engine.expert_parallel and model.kind is not Kind.SPARSE:
         yield Mistake(f"{where}.expert_parallel", "only a sparse model has experts", "leave it out or change kind")
     if engine.expert_parallel and engine.tensor_parallel_size == 1:
@@ -107,6 +108,16 @@ def _check_engine(path: str, model: ModelConfig) -> Iterator[Mistake]:
         yield Mistake(
             f"{where}.max_num_batched_tokens", "a step must have room for a token of each sequence", "raise it"
         )
+
+
+def _check_simulated_experts(path: str, model: ModelConfig) -> Iterator[Mistake]:
+    experts = model.engine.simulated.experts if model.engine.simulated is not None else None
+    if experts is None:
+        return
+    if model.kind is not Kind.SPARSE:
+        yield Mistake(path, "only a sparse model has experts", "leave it out or change kind")
+    if experts.top_k > experts.experts:
+        yield Mistake(f"{path}.top_k", "a layer does not have so many experts", "lower it or raise experts")
 
 
 def _check_replicas(path: str, model: ModelConfig) -> Iterator[Mistake]:

@@ -19,6 +19,19 @@ class EngineType(StrEnum):
     EXTERNAL = "external"
 
 
+class SimulatedExperts(Section):
+    """The experts that a simulated sparse model pretends to have. Their routes are made up, and the same every time."""
+
+    layers: int = Field(4, ge=1, le=512)
+    """Layers with experts (a count)."""
+    experts: int = Field(8, ge=2, le=4096)
+    """Experts in each layer (a count)."""
+    top_k: int = Field(2, ge=1, le=64)
+    """Experts that each token goes to, in each layer (a count); not more than there are."""
+    concentration: float = Field(1.0, ge=0, le=10)
+    """How unevenly one kind of traffic spreads over the experts of a layer, a number: the exponent of Zipf's law; 0: evenly."""
+
+
 class SimulatedConfig(Section):
     """The simulated engine: what it costs to prefill and decode, and how much KV it pretends to have.
 
@@ -40,6 +53,8 @@ class SimulatedConfig(Section):
     """Tokens that a KV block holds."""
     confidence: float = Field(0.9, gt=0, le=1)
     """Mean probability of the tokens that it generates, 0 to 1; each token's lies around it, by the seed."""
+    experts: SimulatedExperts | None = None
+    """Experts of a sparse model; null: it tells of none."""
     clock: Literal["real", "virtual"] = "real"
     """`real` sleeps, `virtual` advances a simulated clock without waiting."""
 

@@ -172,7 +172,7 @@ class Scheduler:
                 continue
             if not sequence.decoding:
                 self.counters.prompt_tokens += tokens
-            sequence.computed += tokens
+            sequence.advance(tokens)
             self._label(sequence)
             if sequence.pending:
                 continue
@@ -200,7 +200,8 @@ class Scheduler:
         """Blocks for a waiting sequence; the tokens that the step computes of it, 0 if there is no room."""
         size = self._bounds.kv_block_tokens
         shared: list[int] = []
-        if self._bounds.prefix_caching:
+        reads = self._bounds.prefix_caching and sequence.reads_cache
+        if reads:
             # The last token is always computed: its output is what the next token is made from.
             shared = self.pool.find(sequence.full_block_keys(size, len(sequence.tokens) - 1))
         found = len(shared) * size
@@ -214,7 +215,7 @@ class Scheduler:
             self.counters.recomputed_tokens += max(0, sequence.lost - found)
             sequence.recomputed += max(0, sequence.lost - found)
             sequence.lost = 0
-        if self._bounds.prefix_caching:
+        if reads:
             self.counters.prefix_queries += len(sequence.tokens)
             self.counters.prefix_hits += found
         if sequence.cached is None:

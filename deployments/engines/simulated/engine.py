@@ -9,8 +9,9 @@ from typing import Final
 from cluster.api.errors import ApiError
 from cluster.api.prompt_size import prompt_too_long
 from cluster.config.engine import EngineConfig, SimulatedConfig
+from cluster.experts.load import ExpertLoad
 from cluster.precision.measures import OWN
-from deployments.engines.expert_routing import NoExpertLoad
+from deployments.engines.expert_routing import NO_EXPERTS
 from deployments.engines.kv_precision import KvPrecisionError, KvSwitch
 from deployments.engines.protocol import (
     Emit,
@@ -22,6 +23,7 @@ from deployments.engines.protocol import (
 from deployments.engines.simulated.active import Active
 from deployments.engines.simulated.clock import Clock, RealClock, VirtualClock
 from deployments.engines.simulated.core import Bounds, Costs, Scheduler
+from deployments.engines.simulated.experts import Experts
 from deployments.engines.simulated.pretence import Pretence
 from deployments.engines.simulated.requests import read_work
 from deployments.engines.simulated.responses import Writer, shown_name
@@ -35,7 +37,7 @@ _PRECISIONS: Final = {OWN: ("simulated16", 1), "fp8": ("fp8", 2)}
 """What the KV precision can change to: the number format that it pretends to, and the blocks that the same memory holds."""
 
 
-class SimulatedEngine(NoExpertLoad):
+class SimulatedEngine:
     """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
 
     kind = "simulated"
@@ -43,6 +45,7 @@ class SimulatedEngine(NoExpertLoad):
     sampling_defaults: tuple[float, float] = (1.0, 1.0)
     kv_precisions: tuple[str, ...] = tuple(_PRECISIONS)
     kv_blockers: tuple[str, ...] = ()
+    expert_blockers: tuple[str, ...] = (NO_EXPERTS,)
 
     def __init__(self, name: str, config: EngineConfig, clock: Clock | None = None) -> None:
         settings = config.simulated or SimulatedConfig()
@@ -69,6 +72,9 @@ class SimulatedEngine(NoExpertLoad):
         self._serial = 0
         self._kv_precision: str = OWN if config.kv_cache_dtype == OWN else "fp8"
         self._switches = 0
+        self._experts: Experts | None = None
+        if settings.experts is not None:
+            self._experts, self.expert_blockers = Experts(settings.experts, settings.seed), ()
         if self._kv_precision != OWN:
             self.kv_precisions, self.kv_blockers = (), ("a KV precision that is set to fp8",)
 
@@ -94,6 +100,7 @@ class SimulatedEngine(NoExpertLoad):
         key = f"{self._serial}:{request.request_id}"
         pretence = Pretence(self._confidence, request.judge_tokens) if request.judge else None
         active = Active(key, work, writer, emit if work.stream else None, request.tenant, pretence)
+        used = None if self._experts is None else self._experts.begin(active.sequences, request)
         for sequence in active.sequences:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
@@ -104,7 +111,8 @@ class SimulatedEngine(NoExpertLoad):
             for sequence in active.sequences:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
-        reply = replace(active.reply(), kv=active.kv_use(_PRECISIONS[self._kv_precision][0]))
+            experts = None if used is None else used.end()
+        reply = replace(active.reply(), experts=experts, kv=active.kv_use(_PRECISIONS[self._kv_precision][0]))
         return reply if pretence is None else replace(reply, confidence=pretence.result())
 
     async def set_kv_precision(self, precision: str) -> KvSwitch:
@@ -121,6 +129,10 @@ class SimulatedEngine(NoExpertLoad):
         self._kv_precision = precision
         self._switches += 1
         return KvSwitch(before, after, 0.0, preempted, tokens, blocks, self._scheduler.pool.total)
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Of routes that are made up, up to now; see `Engine.expert_load`."""
+        return None if self._experts is None else self._experts.load()
 
     def stats(self) -> EngineStats:
         """A snapshot; never blocks."""

@@ -38,8 +38,10 @@ class Sequence:
         "limit",
         "lost",
         "preemptions",
+        "reads_cache",
         "recomputed",
         "salt",
+        "tape",
         "tokens",
     )
 
@@ -65,6 +67,10 @@ class Sequence:
         self.blocks: list[int] = []
         self.keys: list[int] = []
         """Content keys of the full blocks, as far as they were asked for."""
+        self.reads_cache = True
+        """Whether it looks for its prompt in the prefix cache."""
+        self.tape: list[int] | None = None
+        """Takes every token that is computed, if somebody wants them."""
         self._state = mix(0, seed)
         for token in prompt:
             self._state = mix(self._state, token)
@@ -83,6 +89,12 @@ class Sequence:
     def finished(self) -> bool:
         """Whether it made all the tokens it may make."""
         return self.generated >= self.limit
+
+    def advance(self, tokens: int) -> None:
+        """So many more of its tokens were computed."""
+        if self.tape is not None:
+            self.tape += self.tokens[self.computed : self.computed + tokens]
+        self.computed += tokens
 
     def append(self) -> int:
         """Make the next token."""

@@ -70,6 +70,16 @@ def test_the_base_has_no_mistakes() -> None:
         ("models.encoder.engine", {"tool_parser": "hermes"}, "models.encoder.engine.tool_parser"),
         ("models.hosted.engine", {"kv_cache_bytes": 2**30}, "models.hosted.engine.kv_cache_bytes"),
         ("models.dense.engine.simulated", {"seed": 3}, "models.dense.engine.simulated"),
+        (
+            "models.dense.engine",
+            {"type": "simulated", "simulated": {"experts": {}}},
+            "models.dense.engine.simulated.experts",
+        ),
+        (
+            "models.moe.engine",
+            {"type": "simulated", "simulated": {"experts": {"experts": 4, "top_k": 5}}},
+            "models.moe.engine.simulated.experts.top_k",
+        ),
         ("models.dense.engine.expert_parallel", True, "models.dense.engine.expert_parallel"),
         ("models.moe.engine", {"expert_parallel": True}, "models.moe.engine.expert_parallel"),
         ("models.dense.engine.kv_window_tokens", 4096, "models.dense.engine.kv_window_tokens"),
