@@ -38,6 +38,8 @@ class Knobs:
     """What was retrieved for the request."""
     two_stage: bool = False
     """Whether one model finds the facts and another one words them."""
+    experts: bool = False
+    """Whether the answer tells which experts of a sparse model each token went to."""
     given: frozenset[str] = frozenset()
     """Names of the knobs that the caller turned."""
 
@@ -55,6 +57,7 @@ _KNOWN: Final = (
     "grounding",
     "passages",
     "two_stage",
+    "experts",
 )
 
 
@@ -76,6 +79,7 @@ def read_knobs(fields: Fields) -> Knobs:
         grounding=knobs.boolean("grounding"),
         passages=read_passages(knobs),
         two_stage=knobs.boolean("two_stage") or False,
+        experts=knobs.boolean("experts") or False,
         given=frozenset(name for name in _KNOWN if knobs.get(name) is not None),
     )
 

@@ -34,7 +34,10 @@ _TTFT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 
 _ITL_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _TOKENS: Final = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 32768.0, 131072.0)
 
+_SHARES: Final = tuple(round(tenths / 10, 1) for tenths in range(1, 11))
+
 _MODEL: Final = ("model",)
+_LAYER: Final = ("model", "layer")
 _REPLICA: Final = ("model", "replica")
 
 
@@ -145,6 +148,30 @@ COST: Final = _counter("cost", "money", _MODEL, "What external models were paid,
 RECORDS_WRITTEN: Final = _counter("records_written", "records", ("process",), "Records of decisions in the database.")
 RECORDS_QUEUED: Final = _gauge("records_queued", "records", ("process",), "Records that wait for the database.")
 RECORDS_DROPPED: Final = _counter("records_dropped", "records", ("process", "reason"), "Records lost, by reason.")
+
+EXPERT_TOKENS: Final = _counter(
+    "expert_tokens",
+    "tokens",
+    ("model", "layer", "expert"),
+    "Tokens by expert of a sparse model, each counted for every expert it went to; only of models with few experts.",
+)
+EXPERT_IMBALANCE: Final = _gauge(
+    "expert_imbalance_ratio", "ratio", _LAYER, "Tokens of a layer's busiest expert by those of its mean one, lately."
+)
+EXPERT_ENTROPY: Final = _gauge(
+    "expert_entropy_ratio", "ratio", _LAYER, "How evenly tokens spread over a layer's experts lately, 0 to 1."
+)
+EXPERTS_HOT: Final = _gauge("experts_hot", "experts", _MODEL, "Experts that are hot.")
+REQUEST_EXPERTS: Final = _histogram(
+    "request_experts_ratio", "ratio", _MODEL, "Share of all experts of all layers that a request used.", _SHARES
+)
+EXPERTS_REQUEST_SECONDS: Final = _histogram(
+    "experts_request_seconds",
+    "seconds",
+    ("model", "width"),
+    "Seconds that a request held an engine, by the share of all experts that it used.",
+    _REQUEST_S,
+)
 
 SPANS_STORED: Final = _counter("spans_stored", "spans", ("process",), "Spans taken by the local store or a collector.")
 SPANS_DROPPED: Final = _counter("spans_dropped", "spans", ("process",), "Spans lost: queue full or export failed.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.config.cluster import ClusterConfig
 from cluster.cost import EngineUse, RequestCost, cost_of
+from cluster.experts.load import ExpertUse
 from cluster.records.record import Precision, precision_of
 from deployments.channel.stream import TokenStream
 from deployments.engines.protocol import TokenUsage
@@ -26,6 +27,8 @@ class Call:
     taken: bool = False
     """Whether a replica ever took it."""
     seconds: float = 0.0
+    experts: ExpertUse | None = None
+    """Which experts it used, without a list of them; None: the engine did not tell."""
     _counted: TokenStream | None = None
 
     def count(self, stream: TokenStream, attempts: int, events: int) -> None:
@@ -36,6 +39,8 @@ class Call:
         self._counted = stream
         if stream.reply is not None:
             self.usage = stream.reply.usage
+            used = stream.reply.experts
+            self.experts = used and replace(used, logs=())
         self.taken = self.taken or stream.replica is not None
         if stream.taken_at is not None:
             ended = time.monotonic() if stream.ended_at is None else stream.ended_at

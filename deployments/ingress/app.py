@@ -19,6 +19,7 @@ from deployments.engines.protocol import Endpoint
 from deployments.ingress import info
 from deployments.ingress.body import BodyReader, ClientGoneError
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.experts_page import ExpertsPage
 from deployments.ingress.explain import RoutePage
 from deployments.ingress.failures import error_event
 from deployments.ingress.generate import Generation
@@ -70,6 +71,7 @@ class IngressApp:
             "/v1/models/*": ("GET", pages.model),
             "/v1/usage": ("GET", pages.usage),
             "/v1/precision": ("GET", PrecisionPage(services).serve),
+            "/v1/experts": ("GET", ExpertsPage(services).serve),
         }
         self._routes["/v1/route"] = ("POST", RoutePage(services, self._bodies).serve)
         for path, endpoint in GENERATION_PATHS.items():

@@ -14,7 +14,7 @@ from cluster.contracts import Contract, contract_for, enforce
 from cluster.precision.measures import Measure, in_force, name_of
 from cluster.precision.requests import NO_DEFAULTS, LevelInForce, at_level, is_turned_away
 from cluster.routing.decision import RouteDecision
-from cluster.routing.knob_bounds import check_knobs
+from cluster.routing.knob_bounds import check_expert_log, check_knobs
 from cluster.routing.reading import Reading
 from cluster.routing.signals import RequestSignals, signals_of
 from cluster.routing.snapshot import UNKNOWN, Snapshot
@@ -50,6 +50,7 @@ class Choosing:
         """The decision about what is asked of `request.model`. Raises `ApiError` if no model can take it."""
         services = self._services
         check_knobs(services.config.routing.knobs, request)
+        check_expert_log(services.config.experts, request)
         signals = signals_of(request, intent)
         health = services.health.models()
         decision = services.policy.decide(request.model, signals, health, explain=explain)

@@ -191,6 +191,8 @@ def engine_request(course: Course, endpoint: Endpoint, request_id: str, headers:
         trace_headers=headers,
         tenant=course.tenant,
         max_prompt_tokens=course.contract.max_prompt_tokens,
+        traffic=course.intent or "",
+        log_experts=course.account.config.experts.log_tokens if course.knobs.experts else 0,
     )
 
 

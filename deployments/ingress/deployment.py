@@ -19,6 +19,7 @@ from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.live import LiveApp, Told
@@ -72,6 +73,8 @@ class Ingress:
         admission = AdmissionControl(config, self._channel, self._metrics)
         self._precision = PrecisionControl(config, self._channel, admission.waiting, self._stepped)
         self._precision.start()
+        self._experts = ExpertsControl(config, self._channel, self._metrics)
+        self._experts.start()
         services = Services(
             config=config,
             policy=Policy(config),
@@ -83,6 +86,7 @@ class Ingress:
             gate=self._gate,
             admission=admission,
             precision=self._precision,
+            experts=self._experts,
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
@@ -118,6 +122,7 @@ class Ingress:
         self._lag.cancel()
         await self._server.stop()
         self._precision.stop()
+        self._experts.stop()
         self._health.stop()
         await self._gate.stop()
         await self._records.stop()

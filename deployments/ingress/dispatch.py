@@ -92,6 +92,17 @@ class Answer:
         replica = None if self._stream is None else self._stream.replica
         return None if replica is None else replica.hello.engine
 
+    @property
+    def lists_experts(self) -> bool:
+        """Whether the experts of its tokens were asked for."""
+        return self._request.log_experts > 0
+
+    @property
+    def expert_blockers(self) -> tuple[str, ...]:
+        """Why its engine does not tell of experts; empty: it does, or no replica took the request."""
+        replica = None if self._stream is None else self._stream.replica
+        return () if replica is None else replica.hello.expert_blockers
+
     def precision(self, by_config: Precision) -> Precision:
         """The number formats that the answer is computed in, as the replica told; `by_config` where it did not."""
         replica = None if self._stream is None else self._stream.replica

@@ -99,6 +99,7 @@ class Generation:
             finally:
                 gone.cancel()
                 course.close()
+                services.experts.ended(course.account.calls)
                 span.answered(course.attempts, timer)
                 span.chosen(course.answer)
                 admission.spent(_usage(reply, course))

@@ -74,6 +74,7 @@ class LiveApp:
         services.health.follow(clients)
         services.admission.follow(config)
         services.precision.follow(config)
+        services.experts.follow(config)
         services.recent.follow(config.models)
         services.metrics.set_models(config.models)
         server.follow(config.ingress.limits)

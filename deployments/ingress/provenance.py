@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cluster.records.record import Precision
 from cluster.routing.confidence import TokenConfidence
 from cluster.routing.decision import RouteDecision
@@ -12,6 +14,7 @@ from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.account import Account
 from deployments.ingress.dispatch import Answer
+from deployments.ingress.expert_use import experts_told
 
 PREFIX = "x-pointsman-"
 MAX_HEADER_CHARS = 512
@@ -102,7 +105,7 @@ class Provenance:
         return headers
 
     def fields(self, answer: Answer | None, reply: EngineReply) -> dict[str, object]:
-        """The `pointsman` object."""
+        """The `pointsman` object, but for what `experts_told` adds to it."""
         usage = reply.usage
         return {
             "model": self.decision.model,
@@ -127,11 +130,17 @@ class Provenance:
         """The JSON body with a `pointsman` object as its last member, without parsing it again."""
         if not body.endswith(b"}"):
             return body
-        return body[:-1] + b',"pointsman":' + json.dumps(self.fields(answer, reply)).encode() + b"}"
+        return body[:-1] + b',"pointsman":' + self._encoded(answer, reply) + b"}"
 
     def comment(self, answer: Answer | None, reply: EngineReply) -> bytes:
         """The same at the end of a stream, as a comment: clients that do not know it skip it by the SSE rules."""
-        return b": pointsman " + json.dumps(self.fields(answer, reply)).encode() + b"\n\n"
+        return b": pointsman " + self._encoded(answer, reply) + b"\n\n"
+
+    def _encoded(self, answer: Answer | None, reply: EngineReply) -> bytes:
+        encoded = json.dumps(self.fields(answer, reply)).encode()
+        experts = experts_told(answer, reply)
+        # Apart, and by the faster encoder: a list of experts can have hundreds of thousands of numbers.
+        return encoded if experts is None else encoded[:-1] + b', "experts": ' + msgspec.json.encode(experts) + b"}"
 
     def _precision(self, answer: Answer | None) -> Precision | None:
         """Of the model that answers; None: it has none here."""

@@ -11,6 +11,7 @@ from deployments.access.gate import Gate
 from deployments.channel.receiver import ChannelReceiver
 from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.precision import PrecisionControl
@@ -34,6 +35,7 @@ class Services:
     gate: Gate
     admission: AdmissionControl
     precision: PrecisionControl
+    experts: ExpertsControl
     metrics: IngressMetrics
     telemetry: Telemetry
     trusted: bool

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cluster.experts.load import ExpertUse
 from cluster.records.precision_change import PrecisionChange
 from cluster.telemetry import names
 from deployments.engines.protocol import EngineReply, EngineRequest
@@ -39,6 +40,8 @@ class ReplicaSpan:
             self.span.set_attribute(names.KV_PREEMPTIONS, kv.preemptions)
             self.span.set_attribute(names.KV_SWITCHES, kv.switches)
             self.span.set_attribute(names.KV_RECOMPUTED_TOKENS, kv.recomputed_tokens)
+        if reply.experts is not None and reply.experts.tokens:
+            self.span.set_attributes(expert_attributes(reply.experts))
         self.span.set_attribute(names.USAGE_INPUT_TOKENS, usage.prompt_tokens)
         self.span.set_attribute(names.USAGE_OUTPUT_TOKENS, usage.completion_tokens)
         self.span.set_attribute(names.USAGE_CACHED_TOKENS, usage.cached_tokens)
@@ -91,6 +94,17 @@ class ReplicaTracer:
             except Exception as error:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
+
+
+def expert_attributes(use: ExpertUse) -> dict[str, int | float | tuple[str, ...]]:
+    """The experts of one request, for its span."""
+    top = tuple(f"layer {layer} expert {expert} {share:.2f}" for layer, expert, share in use.top)
+    return {
+        names.EXPERT_TOKENS: use.tokens,
+        names.EXPERT_DISTINCT: use.distinct,
+        names.EXPERT_ENTROPY: round(use.entropy, 4),
+        names.EXPERT_TOP: top,
+    }
 
 
 def change_attributes(change: PrecisionChange) -> dict[str, str | int | float]:

@@ -16,6 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from cluster.experts.load import ExpertUse
+from cluster.experts.tail import width_class
 from cluster.records.precision_change import PrecisionChange
 from cluster.telemetry import metric_table
 from cluster.telemetry.metric_table import Metric
@@ -178,6 +180,12 @@ class IngressMetrics:
         """An engine died or hung. `cause` is a word, not a sentence."""
         self._add(metric_table.ENGINE_DEATHS, (self._model(model), self._words.bound(cause)))
 
+    def experts_used(self, model: str, use: ExpertUse, seconds: float) -> None:
+        """A request ended that held an engine for `seconds`, and used these experts."""
+        label = self._model(model)
+        self._observe(metric_table.REQUEST_EXPERTS, (label,), use.width)
+        self._observe(metric_table.EXPERTS_REQUEST_SECONDS, (label, width_class(use.width)), seconds)
+
     def set_loop_lag(self, seconds: float) -> None:
         """How late this process's event loop last was."""
         self._loop_lag_s = seconds
@@ -276,6 +284,8 @@ _HISTOGRAMS: Final = (
     metric_table.ITL_SECONDS,
     metric_table.PROMPT_SIZE,
     metric_table.COMPLETION_SIZE,
+    metric_table.REQUEST_EXPERTS,
+    metric_table.EXPERTS_REQUEST_SECONDS,
 )
 _REPLICA_METRICS: Final[tuple[tuple[Metric, Callable[[EngineStats], float]], ...]] = (
     (metric_table.ENGINE_RUNNING, lambda stats: stats.running),

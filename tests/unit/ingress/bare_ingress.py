@@ -24,6 +24,7 @@ from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.admission import AdmissionControl
 from deployments.ingress.app import IngressApp
 from deployments.ingress.dispatch import ModelClient
+from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.precision import PrecisionControl
@@ -193,6 +194,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         gate=gate,
         admission=admission,
         precision=PrecisionControl(config, channel, admission.waiting, lambda _: None),
+        experts=ExpertsControl(config, channel, metrics),
         metrics=metrics,
         telemetry=telemetry,
         trusted=not config.keys_required,

@@ -215,3 +215,10 @@ def test_recent_traces_are_a_table(request_trace, make_span):
 )
 def test_durations_read_well(nanoseconds, text):
     assert duration(nanoseconds) == text
+
+
+def test_the_experts_of_a_request_stand_on_its_span(make_span):
+    top = ("layer 1 expert 3 0.61", "layer 0 expert 2 0.50")
+    experts = {names.EXPERT_TOKENS: 30, names.EXPERT_DISTINCT: 12, names.EXPERT_TOP: top}
+    drawn = draw((make_span(1, name="replica", attributes={**experts, names.USAGE_OUTPUT_TOKENS: 8}),), width=120)
+    assert "out=8  expert_tokens=30  experts=12  top=layer 1 expert 3 0.61,layer 0 expert 2 0.50" in drawn

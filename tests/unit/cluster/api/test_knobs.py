@@ -5,9 +5,10 @@ from cluster.api.completion import parse_completion
 from cluster.api.errors import ApiError
 from cluster.api.json_body import JsonObject, JsonValue
 from cluster.api.knobs import NO_KNOBS
+from cluster.config.experts import ExpertsConfig
 from cluster.config.ingress import LimitsConfig
 from cluster.config.routing import KnobsConfig
-from cluster.routing.knob_bounds import check_knobs
+from cluster.routing.knob_bounds import check_expert_log, check_knobs
 from cluster.routing.latency_class import LatencyClass
 
 LIMITS = LimitsConfig()
@@ -51,6 +52,7 @@ def test_knobs_are_read_and_kept_from_the_engine() -> None:
         ({"business_critical": "yes"}, "pointsman.business_critical"),
         ({"retrieval_confidence": 1.1}, "pointsman.retrieval_confidence"),
         ({"retries": 17}, "pointsman.retries"),
+        ({"experts": 1}, "pointsman.experts"),
         ({"canary": 1}, "pointsman"),
         ([], "pointsman"),
     ],
@@ -69,3 +71,16 @@ def test_the_operator_keeps_knobs_to_himself() -> None:
         check_knobs(KnobsConfig(latency_class=False), request)
     with pytest.raises(ApiError, match="at most 1"):
         check_knobs(KnobsConfig(max_retries=1), parse_chat(chat({"retries": 2}), LIMITS))
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_a_list_of_experts_is_refused_only_where_it_is_asked_for_and_turned_off(asked: bool | None) -> None:
+    request = parse_chat(chat({"experts": asked}), LIMITS)
+    check_knobs(KnobsConfig(), request)
+    check_expert_log(ExpertsConfig(log_tokens=1), request)
+    if not asked:
+        check_expert_log(ExpertsConfig(log_tokens=0), request)
+        return
+    with pytest.raises(ApiError, match="turned the log of experts off") as caught:
+        check_expert_log(ExpertsConfig(log_tokens=0), request)
+    assert (caught.value.status, caught.value.param) == (400, "pointsman.experts")

@@ -1,0 +1,46 @@
+"""What an answer says of the experts that it used."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cluster.experts.load import ExpertLog, ExpertShape, ExpertUse
+from deployments.engines.protocol import EngineReply
+from deployments.ingress.dispatch import Answer
+
+_TOLD_NOTHING: Final = "the engine told nothing of this request"
+_DIGITS: Final = 4
+
+
+def experts_told(answer: Answer | None, reply: EngineReply) -> dict[str, object] | None:
+    """The part `experts` of the `pointsman` object; None: there is nothing to say.
+
+    A summary where the engine tells. If the request wants its tokens' experts: all of it, or why it cannot be had.
+    """
+    use = reply.experts
+    asked = answer is not None and answer.lists_experts
+    if use is None:
+        reason = "; ".join(answer.expert_blockers) if answer is not None else ""
+        return {"unavailable": reason or _TOLD_NOTHING} if asked else None
+    summary: dict[str, object] = {
+        "tokens": use.tokens,
+        "distinct": use.distinct,
+        "entropy": round(use.entropy, _DIGITS),
+    }
+    return _full(use, summary) if asked else summary
+
+
+def _full(use: ExpertUse, summary: dict[str, object]) -> dict[str, object]:
+    shape = use.shape
+    return {
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "top_k": shape.top_k,
+        **summary,
+        "top": [(layer, expert, round(share, _DIGITS)) for layer, expert, share in use.top],
+        "logs": [_log(log, shape) for log in use.logs],
+    }
+
+
+def _log(log: ExpertLog, shape: ExpertShape) -> dict[str, object]:
+    return {"tokens": log.tokens, "experts": log.array(shape).tolist(), "left_out": log.left_out}
