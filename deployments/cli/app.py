@@ -12,6 +12,7 @@ from deployments.cli.commands import (
     config,
     cost,
     down,
+    experts,
     explain,
     keys,
     models,
@@ -68,6 +69,7 @@ app.command("status", cls=Command, rich_help_panel=LOOK)(status.status)
 app.command("trace", cls=Command, rich_help_panel=LOOK)(trace.trace)
 app.command("records", cls=Command, rich_help_panel=LOOK)(records.records)
 app.command("cost", cls=Command, rich_help_panel=LOOK)(cost.cost)
+app.add_typer(experts.app, name="experts", cls=CommandGroup, rich_help_panel=LOOK)
 app.add_typer(models.app, name="models", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(config.app, name="config", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(precision.app, name="precision", cls=CommandGroup, rich_help_panel=SET_UP)
