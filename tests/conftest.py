@@ -137,11 +137,15 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pyte
 def simulated_cluster(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[RunningCluster]:
-    """Two simulated models, the second a quick one and surer of itself; keys required, little patience with slow clients."""
+    """Two simulated models, the second a sparse one, quick and surer of itself; keys required, little patience with slow clients.
+
+    What heats experts counts for a short time only.
+    """
     state_dir: Path = tmp_path_factory.mktemp("simulated") / "state"
     config = simulated_config("alpha", "beta") | {
         "keys": {"required": True},
         "ingress": {"limits": {"slow_client_timeout_s": 3}},
+        "experts": {"half_life_s": 1, "dwell_s": 0.5, "min_tokens": 50},
     }
     models = config["models"]
     assert isinstance(models, dict)
@@ -152,6 +156,8 @@ def simulated_cluster(
         "decode_step_per_seq_s": 0,
         "prefill_tokens_per_s": 4000,
         "kv_blocks": 512,
+        "experts": {"layers": 3, "experts": 8},
     }
+    models["beta"]["kind"] = "sparse"
     cluster = start_cluster(config, state_dir, _port())
     yield from _shared_until_unused("simulated_cluster", cluster, pytestconfig)
