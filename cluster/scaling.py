@@ -1,21 +1,54 @@
-"""How many replicas a model is to have. A pure function; Serve's own policy counts the requests, this adds memory to it."""
+"""How many replicas a model is to have: a pure function of what loads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 PRESSED: Final = 0.5
 """Level of the precision ladder, as a mean over the time that the autoscaler looks back, from which a replica counts as pressed."""
 
 
-def replicas_wanted(by_requests: float, current: int, levels: Iterable[float]) -> float:
-    """Replicas that a model is to have, not yet held within its bounds.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One figure of every replica, and what each of them is to have of it."""
 
-    `by_requests` is what the number of requests alone asks for, `levels` how far its replicas are down the precision ladder. As
-    long as one of them gives up precision for want of KV memory, the model gets a replica more than it has, and loses none:
-    few long requests fill a cache as well as many short ones do.
+    name: str
+    """Of the figure, for people."""
+    values: tuple[float, ...]
+    """By replica; those that told nothing are not among them."""
+    target: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Replicas that a model is to have, not yet held within its bounds."""
+
+    replicas: float
+    reason: str
+
+
+def replicas_wanted(
+    by_requests: float, current: int, loads: Iterable[Load] = (), levels: Sequence[float] = (), tolerance: float = 0.0
+) -> Wanted:
+    """The largest number that any figure asks for.
+
+    `by_requests` is what the number of requests alone asks for. A figure asks for so many replicas that its mean would meet its
+    target, and for as many as there are while it misses it by no more than `tolerance`; so does the horizontal pod autoscaler
+    of Kubernetes (https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/). `levels` is how
+    far replicas are down the precision ladder: as long as one of them gives up precision for want of KV memory, the model
+    gets a replica more than it has, and loses none.
     """
-    if any(level >= PRESSED for level in levels):
-        return max(by_requests, current + 1)
-    return by_requests
+    wanted = Wanted(by_requests, "requests in flight")
+    for load in loads:
+        if not load.values:
+            continue
+        mean = sum(load.values) / len(load.values)
+        ratio = mean / load.target
+        asked = float(current) if abs(ratio - 1) <= tolerance else current * ratio
+        if asked > wanted.replicas:
+            wanted = Wanted(asked, f"{load.name}: {mean:.4g} a replica, aimed at {load.target:.4g}")
+    if any(level >= PRESSED for level in levels) and current + 1 > wanted.replicas:
+        wanted = Wanted(current + 1, f"precision is lowered for want of KV memory (level {max(levels):.2g})")
+    return wanted

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from cluster.config.base import EnvironmentName, Kind, Role, Section
 from cluster.config.engine import EngineConfig, EngineType
 from cluster.config.precision import ModelPrecisionConfig
+from cluster.config.scaling import ScalingConfig
 
 DEFAULT_ENGINE: Final = {
     Kind.DENSE: EngineType.VLLM,
@@ -38,6 +39,8 @@ class ReplicaConfig(Section):
     """Replicas allowed at most; equal to `min`: a fixed number, no autoscaling."""
     target_ongoing_requests: float = Field(16.0, gt=0, le=100_000)
     """Requests in flight per replica that autoscaling aims at."""
+    scaling: ScalingConfig = ScalingConfig()
+    """What else it aims at, and how fast it acts."""
     max_ongoing_requests: int = Field(64, ge=1, le=100_000)
     """Requests in flight that a replica takes at most."""
     max_queued_requests: int = Field(128, ge=0, le=1_000_000)

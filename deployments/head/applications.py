@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.contract import DEFAULT_TIMEOUT_S
-from deployments.autoscaling import POLICY
+from deployments.autoscaling import POLICY, targets
 from deployments.ingress.deployment import Ingress
 from deployments.names import INGRESS_DEPLOYMENT, MODEL_DEPLOYMENT
 from deployments.replica.deployment import ModelReplica
@@ -51,7 +51,12 @@ def model_application(
                 min_replicas=replicas.min,
                 max_replicas=replicas.max,
                 target_ongoing_requests=replicas.target_ongoing_requests,
-                policy=AutoscalingPolicy(policy_function=POLICY),
+                upscale_delay_s=replicas.scaling.upscale_delay_s,
+                downscale_delay_s=replicas.scaling.downscale_delay_s,
+                policy=AutoscalingPolicy(
+                    policy_function=POLICY,
+                    policy_kwargs={"aims": targets(replicas.scaling), "tolerance": replicas.scaling.tolerance},
+                ),
             )
         }
     deployment: Deployment = serve.deployment(

@@ -7,7 +7,7 @@ import os
 
 from ray import serve
 
-from deployments.autoscaling import LEVEL
+from deployments.autoscaling import Figures
 from deployments.channel.sender import IngressAddress
 from deployments.paths import logs_path
 from deployments.replica.engines import make_engine
@@ -44,6 +44,7 @@ class ModelReplica:
             WatchLimits.of(spec.model.replicas.stall_timeout_s),
             self._save,
         )
+        self._figures = Figures()
         # While an engine starts, no request exists that its messages could repeat; they hold the cause if it fails.
         with self._logs.library_text():
             await self._replica.start(spec.model.replicas.start_timeout_s)
@@ -63,8 +64,9 @@ class ModelReplica:
         await self._replica.serve(call)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for it where a model is scaled: how far pressure has brought this replica down the precision ladder."""
-        return {LEVEL: float(self._replica.pressed_level)}
+        """Serve asks for it where a model is scaled: what loads this replica beside its requests."""
+        replica = self._replica
+        return self._figures.of(replica.stats(), replica.expert_load(), replica.pressed_level)
 
     def check_health(self) -> None:
         """Serve's health check."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.api.errors import ApiError
+from cluster.experts.load import ExpertLoad
 from cluster.precision.measures import PINNED
 from cluster.records.precision_change import PrecisionChange
 from deployments.channel.messages import Accepted, Changed, Ended, Events, Hello, Leaving, Order, Stats
@@ -176,6 +177,10 @@ class Replica:
     def stats(self) -> EngineStats:
         """The engine's own numbers."""
         return self._engine.stats()
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Tokens by expert, where the engine tells."""
+        return self._engine.expert_load()
 
     def check(self) -> None:
         """Raises `EngineDeadError` once the watcher has ended: Serve's own health check."""
