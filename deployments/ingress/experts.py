@@ -119,17 +119,17 @@ class ExpertsControl:
     async def look(self, now: float) -> None:
         """Take in what all replicas have told by `now`; never raises. Requests get their turn between two replicas."""
         for name in self.config.models:
-            try:
-                replicas = [one for one in self.channel.attached() if one.hello.model == name]
-                shape = _shape(replicas)
-                for replica in replicas:
-                    await asyncio.sleep(0)
+            replicas = [one for one in self.channel.attached() if one.hello.model == name]
+            shape = _shape(replicas)
+            for replica in replicas:
+                await asyncio.sleep(0)
+                try:
                     self._take(name, replica, shape, now)
-                if (model := self._models.get(name)) is not None:
-                    model.meter.observe(now)
-            except Exception:  # noqa: BLE001 - see below
-                # One bad count must not end it for all; requests are served whatever becomes of it.
-                _log.exception("the load of experts could not be taken in", extra={"model": name})
+                except Exception:  # noqa: BLE001 - see below
+                    # One bad count must not end it for all; requests are served whatever becomes of it.
+                    _log.exception("the load of experts could not be taken in", extra={"model": name})
+            if (model := self._models.get(name)) is not None:
+                model.meter.observe(now)
         self._forget()
 
     def _take(self, name: str, replica: AttachedReplica, shape: ExpertShape | None, now: float) -> None:
@@ -157,8 +157,9 @@ class ExpertsControl:
         """The model's heat; another one if the model has become another."""
         found = self._models.get(name)
         if found is None or found.meter.shape != shape:
+            if found is not None:
+                self._tails.pop(name, None)
             found = self._models[name] = _Model(HeatMeter(shape, self.config.experts), shape.zeros())
-            self._tails.pop(name, None)
         return found
 
     def _forget(self) -> None:

@@ -119,6 +119,10 @@ async def test_a_request_is_in_the_tail_table_once_it_has_ended(tmp_path: Path) 
         table = ingress.services.experts.tail("moe")
         assert table is not None
         assert [row.requests for row in table.rows] == [0, 0, 0, 0, 1]
+        join(ingress.services.channel, "r1").load = load(counts())
+        await ingress.services.experts.look(asyncio.get_running_loop().time())
+        page = json.loads((await ingress.request("GET", "/v1/experts")).body)
+        assert page["models"]["moe"]["tail"]["requests"] == 1
 
 
 async def test_the_page_tells_of_models_that_tell_and_why_others_do_not(tmp_path: Path) -> None:

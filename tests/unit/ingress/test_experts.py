@@ -133,12 +133,13 @@ async def test_while_replicas_are_replaced_by_another_form_the_more_frequent_one
 
 async def test_a_bad_count_stops_neither_the_loop_nor_other_models(caplog: pytest.LogCaptureFixture) -> None:
     here = World()
-    bad, good = join(here.channel, "bad"), join(here.channel, "good", "mute")
-    bad.load = ExpertLoad(SHAPE, b"too short")
+    bad, beside, good = join(here.channel, "bad"), join(here.channel, "beside"), join(here.channel, "good", "mute")
+    bad.load, beside.load = ExpertLoad(SHAPE, b"too short"), load(counts(even=3))
     with caplog.at_level(logging.ERROR):
         await here.tell(good, load(counts(even=3)), 0.0)
         here.control.ended([None])  # type: ignore[list-item]
     assert here.control.heat("mute") is not None
+    assert here.control._watched["beside"].counts is not None
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     # The next look goes on.
     await here.tell(bad, load(counts(even=3)), 1.0)
