@@ -49,7 +49,7 @@ def experts(
     """See which experts of sparse models are hot, and how stable routing is. Without a command: `show`."""
     if context.invoked_subcommand is None:
         show(model, by, watch, url, key, state_dir, json)
-    elif model or by or watch or state_dir or json:
+    elif any(_typed(context, name) for name in context.params):
         raise CliError("these options belong to a command", "Write them behind it.", ExitCode.USAGE)
 
 
@@ -103,6 +103,12 @@ def stability(  # noqa: PLR0913, PLR0917 - every option is an argument
 
     text = _text(prompt, file) or DEFAULT_PROMPT
     run(_api(url, key, state_dir), Plan(model, text, variants, max_tokens, seed), as_json=json)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was on the command line, not in the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _text(prompt: str | None, file: Path | None) -> str | None:

@@ -100,11 +100,16 @@ def test_where_there_is_nothing_to_show(invoke, api, running, answer, options, s
     assert done.stdout == ""
 
 
-def test_options_before_a_command_are_not_lost_in_silence(invoke, api, running):
-    done = invoke("experts", "--watch", "stability")
+@pytest.mark.parametrize("options", [("--watch",), ("--key", "k"), ("--model", "moe")])
+def test_options_before_a_command_are_not_lost_in_silence(invoke, api, running, options, monkeypatch):
+    monkeypatch.setenv("POINTSMAN_API_KEY", "from-the-environment")
+    done = invoke("experts", *options, "stability")
     assert done.exit_code == 2
     assert "behind it" in done.stderr
     assert api.asked == []
+    api.json(PATH, page())
+    assert invoke("experts", "show").exit_code == 0
+    assert api.asked[0][1]["authorization"] == "Bearer from-the-environment"
 
 
 def test_without_a_cluster_it_says_how_to_start_one(invoke):
