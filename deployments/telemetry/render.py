@@ -95,6 +95,8 @@ class TraceView:
                 yield f"{_clean(key, _MAX_NAME)}={_value(key, value)}", "none"
         elif shown := _attributes(span.attributes, False):
             yield shown, "none"
+        if not self._all_attributes and (experts := _experts(span.attributes)):
+            yield experts, "none"
         if span.status == "error":
             yield f"{glyphs.cross} {_clean(span.status_message, _MAX_VALUE) or 'failed'}", "red"
         for event in span.events[:_MAX_EVENTS]:
@@ -221,6 +223,17 @@ def _attributes(attributes: Attributes, everything: bool) -> str:
         return "  ".join(f"{_clean(key, _MAX_NAME)}={_value(key, value)}" for key, value in sorted(attributes.items()))
     shown = ((label, key) for key, label in SHOWN_ATTRIBUTES.items() if key in attributes)
     return "  ".join(f"{label}={_value(key, attributes[key])}" for label, key in shown)
+
+
+def _experts(attributes: Attributes) -> str:
+    """A line of its own: beside the other attributes it would be cut. Empty: no experts were used."""
+    top = attributes.get(names.EXPERT_TOP)
+    if not isinstance(top, tuple):
+        return ""
+    tokens, used = attributes.get(names.EXPERT_TOKENS), attributes.get(names.EXPERT_DISTINCT)
+    return _clean(
+        f"experts: {used} in all layers used by {tokens} tokens, most: {', '.join(map(str, top))}", _MAX_VALUE
+    )
 
 
 def _value(key: str, value: AttributeValue) -> str:

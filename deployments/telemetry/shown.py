@@ -42,9 +42,6 @@ SHOWN_ATTRIBUTES: Final[Mapping[str, str]] = MappingProxyType(
         names.ENGINE_DECODE: "decode",
         names.REQUEST_ID: "request",
         names.KEY_ID: "key",
-        names.EXPERT_TOKENS: "expert_tokens",
-        names.EXPERT_DISTINCT: "experts",
-        names.EXPERT_TOP: "top",
     }
 )
 """Attribute key to label, in the order in which they are shown."""

@@ -221,4 +221,6 @@ def test_the_experts_of_a_request_stand_on_its_span(make_span):
     top = ("layer 1 expert 3 0.61", "layer 0 expert 2 0.50")
     experts = {names.EXPERT_TOKENS: 30, names.EXPERT_DISTINCT: 12, names.EXPERT_TOP: top}
     drawn = draw((make_span(1, name="replica", attributes={**experts, names.USAGE_OUTPUT_TOKENS: 8}),), width=120)
-    assert "out=8  expert_tokens=30  experts=12  top=layer 1 expert 3 0.61,layer 0 expert 2 0.50" in drawn
+    most = "layer 1 expert 3 0.61, layer 0 expert 2 0.50"
+    assert f"experts: 12 in all layers used by 30 tokens, most: {most}\n" in drawn
+    assert "experts" not in draw((make_span(1, name="replica", attributes={names.USAGE_OUTPUT_TOKENS: 8}),))
