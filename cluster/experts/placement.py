@@ -17,13 +17,17 @@ import numpy.typing as npt
 Reals = npt.NDArray[np.float64]
 Placement = npt.NDArray[np.bool_]
 """(pools, layers, experts)."""
-Slots = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
+Slots = Numbers
 """(layers, pools * slots of a pool): the expert in each slot, pool by pool."""
 Balance = Callable[[Reals, int, int], Slots]
 """A balancing algorithm: from weights (layers, experts), slots of each pool in each layer, and pools, to slots."""
 
-_NO_GAIN: Final = 1e-12
-"""Part of the layer's potential below which a gain is rounding."""
+Wish = tuple[int, int, int, int]
+"""Pool, layer, expert that it is to get, expert that it is to give up for it."""
+
+_WORTH: Final = 5e-6
+"""Part of the whole potential that a move takes off at least: less is not worth the weights that it loads."""
 
 
 class PlacementError(ValueError):
@@ -154,8 +158,8 @@ def rearrange(
 ) -> Rearrangement:
     """Go from `current` towards `target`, the moves with the largest gain first, loading at most `budget` copies of weights.
 
-    Both hold the same number of pairs in each pool and layer. A gain is what a move takes off `potential`; a move without
-    one is not made. Pairs (layer, expert) that are `resting` stay as they are. Every pair stays in a pool throughout.
+    Both hold the same number of pairs in each pool and layer. A gain is what a move takes off `potential`; a move that
+    gains next to nothing is not made. Pairs (layer, expert) that are `resting` stay as they are. Every pair stays in a pool throughout.
     """
     return _Rearranging(current.copy(), aligned(current, target), weights, replicas, frozenset(resting)).run(budget)
 
@@ -187,8 +191,8 @@ class _Rearranging:
         left = (self._target & ~self._held)[self._replicas > 0].sum()
         return Rearrangement(self._held, tuple(moves), int(left), max(0.0, gain))
 
-    def _wished(self) -> list[tuple[int, int, int, int]]:
-        """Pool, layer, expert that it is to get, expert that it is to give up; the hottest for the coldest."""
+    def _wished(self) -> list[Wish]:
+        """In each pool and layer the hottest that it lacks for the coldest that it has too many."""
         per_copy = np.divide(self._weights, self._copies, out=np.zeros(self._weights.shape), where=self._copies > 0)
         found = []
         differs = (self._held != self._target).any(axis=2) & (self._replicas > 0)[:, None]
@@ -202,20 +206,14 @@ class _Rearranging:
             ]
         return found
 
-    def _round(
-        self, wished: list[tuple[int, int, int, int]], budget: int
-    ) -> tuple[list[Move], list[tuple[int, int, int, int]]]:
+    def _round(self, wished: list[Wish], budget: int) -> tuple[list[Move], list[Wish]]:
         """Moves that were made, and wishes that were not."""
-        heap, left = [], []
-        for wish in wished:
-            step = self._step(*wish)
-            if step is None:
-                left.append(wish)
-            else:
-                heap.append((-self._gain(step), wish))
+        heap = list(zip((-self._most(wished)).tolist(), wished, strict=True))
         heapq.heapify(heap)
         made: list[Move] = []
-        while heap:
+        left: list[Wish] = []
+        least = self._replicas[self._replicas > 0].min(initial=np.inf)
+        while heap and budget >= least and heap[0][0] < -_WORTH * self._before:
             _, wish = heapq.heappop(heap)
             step = self._step(*wish)
             if step is None:
@@ -223,15 +221,39 @@ class _Rearranging:
                 continue
             gain = self._gain(step)
             if heap and -gain > heap[0][0]:
-                # Moves made since it was valued have changed its gain, and another one's is larger now.
+                # It was valued by its bound, or other moves have changed its gain since: another one's is larger.
                 heapq.heappush(heap, (-gain, wish))
-            elif gain > _NO_GAIN * self._before and sum(move.loads for move in step) <= budget:
+            elif gain > _WORTH * self._before and sum(move.loads for move in step) <= budget:
                 self._apply(step)
                 made += step
                 budget -= sum(move.loads for move in step)
             else:
                 left.append(wish)
-        return made, left
+        return made, left + [wish for _, wish in heap]
+
+    def _most(self, wished: list[Wish]) -> Reals:
+        """What each wish gains at most, (wishes,): to the first order, as the potential is convex; infinite for exchanges."""
+        pool, layer, expert, other = np.array(wished, np.int64).reshape(-1, 4).T
+        replicas, weights, copies = self._replicas[pool], self._weights, self._copies
+        with np.errstate(divide="ignore", invalid="ignore"):
+            had, has = weights[layer, expert] / copies[layer, expert], weights[layer, other] / copies[layer, other]
+            gets = weights[layer, expert] / (copies[layer, expert] + replicas)
+            leaves = weights[layer, other] / (copies[layer, other] - replicas)
+            slope = 2 * np.einsum("pl,ple->le", self._replicas[:, None] * self._loads, self._held)
+            own = 2 * replicas * self._loads[pool, layer]
+            most = slope[layer, expert] * (had - gets) + own * (has - gets)
+            most -= (slope[layer, other] - own) * (leaves - has)
+        alone = (copies[layer, other] <= replicas) | (copies[layer, expert] <= 0)
+        return np.where(alone, self._most_exchanged(pool, layer, had - has), most)
+
+    def _most_exchanged(self, pool: Numbers, layer: Numbers, hotter: Reals) -> Reals:
+        """The same for exchanges with any partner, where all pools have as many replicas; else infinite."""
+        alive = self._replicas > 0
+        if not np.isfinite(hotter).all() or np.ptp(self._replicas[alive]) > 0:
+            return np.full(len(pool), np.inf)
+        own, loads = self._loads[pool, layer], self._loads[alive]
+        above, below = loads.max(axis=0)[layer] - own, own - loads.min(axis=0)[layer]
+        return np.asarray(2 * self._replicas[pool] * np.maximum(above * hotter, -below * hotter))
 
     def _step(self, pool: int, layer: int, expert: int, other: int) -> list[Move] | None:
         """The moves that fulfil a wish: one, or two if `other` is in no other pool; None: it cannot be done now."""
