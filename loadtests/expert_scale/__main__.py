@@ -14,9 +14,9 @@ import numpy as np
 import typer
 
 from deployments.engines.vllm_balancing import balance
-from loadtests.expert_scale.arms import Arm, Policy, Still
+from loadtests.expert_scale.arms import Arm, Everywhere, Policy, Still
 from loadtests.expert_scale.plot import plot
-from loadtests.expert_scale.report import POLICY, REPLICAS, STATIC, WHOLE, Case, markdown, report_json, table
+from loadtests.expert_scale.report import FLOOR, POLICY, REPLICAS, STATIC, WHOLE, Case, markdown, report_json, table
 from loadtests.expert_scale.run import Run, simulate
 from loadtests.expert_scale.scene import Phase, Scene
 from loadtests.expert_scale.traffic import DATA, Where, recorded, requests, spread_over
@@ -30,13 +30,14 @@ QUICK: Final = (Phase(40.0, None), Phase(20.0, "story"))
 
 
 def arms(scene: Scene) -> dict[str, Callable[[], Arm]]:
-    """What is compared, at equal memory."""
+    """What is compared: at equal memory, but for the floor."""
     static_pools = scene.shape.experts // scene.slots
     return {
         STATIC: lambda: Still(scene, STATIC, whole=False),
         WHOLE: lambda: Still(scene, WHOLE, whole=True),
         REPLICAS: lambda: Policy(scene, REPLICAS, static_pools, scene.copies, None),
         POLICY: lambda: Policy(scene, POLICY, scene.nodes, 1, balance),
+        FLOOR: lambda: Everywhere(scene, FLOOR),
     }
 
 

@@ -77,6 +77,31 @@ class Still:
         """Heat changes nothing here."""
 
 
+class Everywhere:
+    """Every node holds every expert: what no placement can do better than, at many times the memory."""
+
+    groups = 1
+
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.name = name
+        self._scene = scene
+        self._placement = np.ones((1, scene.shape.layers, scene.shape.experts), np.bool_)
+
+    def serving(self, at_s: float) -> tuple[Placement, Reals]:
+        del at_s
+        return self._placement, np.array([float(self._scene.nodes)])
+
+    def copies(self, at_s: float) -> Reals:
+        return copies_of(*self.serving(at_s))
+
+    def held(self, at_s: float) -> int:
+        del at_s
+        return self._scene.nodes * self._scene.shape.experts // self._scene.slots
+
+    def observe(self, total: Counts, at_s: float) -> None:
+        """Heat changes nothing here."""
+
+
 @dataclass(slots=True)
 class _Replicas:
     """Of one pool: when each is ready, and until when those that left hold memory."""

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from loadtests.expert_scale.report import POLICY, REPLICAS, STATIC, WHOLE, Found
+from loadtests.expert_scale.report import FLOOR, POLICY, REPLICAS, STATIC, WHOLE, Found
 from loadtests.expert_scale.run import Run
 from loadtests.expert_scale.scene import WARM_UP_S, Scene
 
-COLOURS: Final = {STATIC: "#c0392b", WHOLE: "#888888", REPLICAS: "#e07b00", POLICY: "#1f77b4"}
+COLOURS: Final = {STATIC: "#c0392b", WHOLE: "#888888", REPLICAS: "#e07b00", POLICY: "#1f77b4", FLOOR: "#2ca02c"}
 _LATENCY_PART_S: Final = 5.0
 """Requests that end within so long are one point of the p95."""
 

@@ -102,8 +102,10 @@ def simulate(scene: Scene, arm: Arm, came: Requests, shares: Reals, seed: int, s
         owed -= whole
         total += routed(whole, shares, scene.shape.top_k, source)
         at_s += TICK_S
-        arm.observe(total, at_s)
-        watch.look(arm, at_s)
+        if at_s <= scene.seconds:
+            # Afterwards the last requests end, and what is left of the heat means nothing.
+            arm.observe(total, at_s)
+            watch.look(arm, at_s)
         seconds.append(
             Second(at_s, took, len(running), len(here) - len(running), float(made.sum()), uneven, arm.held(at_s))
         )

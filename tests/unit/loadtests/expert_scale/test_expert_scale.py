@@ -8,7 +8,7 @@ import pytest
 
 from cluster.experts.load import ExpertShape
 from cluster.experts.placement import Reals, Slots
-from loadtests.expert_scale.arms import Arm, Policy, Still, in_turn
+from loadtests.expert_scale.arms import Arm, Everywhere, Policy, Still, in_turn
 from loadtests.expert_scale.queueing import step_s
 from loadtests.expert_scale.run import Run, simulate
 from loadtests.expert_scale.scene import Phase, Scene
@@ -75,6 +75,12 @@ def test_all_arms_have_the_same_memory_and_none_takes_more(run: Run) -> None:
     assert max(held) <= SMALL.nodes
     if run.arm in {"static", "whole"}:
         assert held == {SMALL.nodes}
+
+
+def test_no_placement_beats_every_expert_everywhere(run: Run) -> None:
+    floor = simulate(SMALL, Everywhere(SMALL, "floor"), some_requests(), some_shares(), 3, lambda _: None)
+    assert floor.latency_s.mean() <= run.latency_s.mean()
+    assert floor.seconds[0].held == 16 * 8
 
 
 def test_a_run_is_repeatable() -> None:
