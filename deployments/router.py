@@ -35,6 +35,10 @@ class ChannelRouter(FIFOMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The candidates by rank, best first; empty while none is attached (Serve then asks again)."""
+        if pending_request is not None:
+            # Those that are returned are all that there are. Without this Serve asks again at once, and for ever: where none is
+            # attached, or all are full, the event loop would do nothing else.
+            pending_request.routing_context.should_backoff = True
         channel = router_state.STATE.channel
         if channel is None:
             return [candidate_replicas]

@@ -62,6 +62,13 @@ def _check_routing(config: ClusterConfig, roles: set[str]) -> Iterator[Mistake]:
             )
         if rule.name in {earlier.name for earlier in (routing.rules or ())[:position]}:
             yield Mistake(f"{path}.name", "an earlier rule has this name", "give each rule a name of its own")
+    standing = config.models_of(routing.default_role)
+    if standing and all(config.models[name].replicas.min == 0 for name in standing):
+        yield Mistake(
+            f"models.{standing[0]}.replicas.min",
+            f"no model of the default role {routing.default_role} keeps a replica, so a request that names nothing may find none",
+            "set it to 1",
+        )
     known = scorer_names()
     for name in routing.scorers:
         if name not in known:

@@ -33,8 +33,8 @@ CalibrationPoint = tuple[Fraction, Fraction]
 class ReplicaConfig(Section):
     """How many replicas a model has, what each takes of a machine, and when it counts as too slow."""
 
-    min: int = Field(1, ge=1, le=10_000)
-    """Replicas kept at least; one, as a model without any is not routed to, so nothing would ask for its first."""
+    min: int = Field(1, ge=0, le=10_000)
+    """Replicas kept at least; 0: none while nobody asks for the model, and the first request has one started."""
     max: int = Field(1, ge=1, le=10_000)
     """Replicas allowed at most; equal to `min`: a fixed number, no autoscaling."""
     target_ongoing_requests: float = Field(16.0, gt=0, le=100_000)

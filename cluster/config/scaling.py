@@ -24,3 +24,5 @@ class ScalingConfig(Section):
     """Seconds for which more replicas must be wanted before there are more."""
     downscale_delay_s: float = Field(600.0, ge=0, le=86_400)
     """Seconds for which fewer must be wanted before there are fewer."""
+    downscale_to_zero_delay_s: float = Field(600.0, ge=0, le=86_400)
+    """Seconds without a request after which the last replica goes, where `min` is 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from cluster.api.errors import ApiError
@@ -79,6 +80,22 @@ class Policy:
             sampling=None if signals.embedding else self._rules.sampling(signals),
             signals=signals,
         )
+
+    def parked(self, model_field: str, signals: RequestSignals, snapshot: Snapshot) -> tuple[str, ...]:
+        """Models that a request asks for before any that is ready, and that have no replica while nobody asks for them.
+
+        Raises `ApiError` 404 as `decide` does.
+        """
+        role, _, _ = self._role(model_field, signals)
+        found = []
+        for option in self._chains[role if role is not None else model_field]:
+            state = snapshot.get(option.model, UNKNOWN)
+            if state.healthy:
+                break
+            if state.parked and (signals.allowed_models is None or option.model in signals.allowed_models):
+                found.append(option.model)
+        # One is enough: the others of the chain stand in for it.
+        return tuple(found[:1])
 
     def against(self, model: str, signals: RequestSignals, state: ModelState) -> str | None:
         """What speaks against a model that nobody asked for; None: it can take the request."""
@@ -169,6 +186,13 @@ class Policy:
             message = f"`pointsman.allowed_models` leaves no model that may take this request; these may: {names}."
             return ApiError(400, "no_allowed_model", message, param="pointsman.allowed_models")
         what = f"for the role {role}" if role is not None else f"of the model {wanted[0]}"
+        waits = [option.state.start_s for option in options if option.state.start_s is not None]
+        if waits:
+            seconds = max(1, math.ceil(min(waits)))
+            message = (
+                f"There is no replica {what} while nobody asks for it; one is being started. Try again in {seconds} s."
+            )
+            return ApiError(503, "model_starting", message, type="server_error", headers={"retry-after": str(seconds)})
         message = f"No replica {what} is ready, nor any fallback. Try again in {RETRY_AFTER_S} s."
         headers = {"retry-after": str(RETRY_AFTER_S)}
         return ApiError(503, "model_unavailable", message, type="server_error", headers=headers)

@@ -25,6 +25,10 @@ class ModelState:
     """Seconds to the first token, moving average of the last answers; None: no answer yet."""
     confidence: Mapping[str, float] = field(default_factory=dict)
     """Moving average of the confidence in its answers, by intent, 0 to 1."""
+    parked: bool = False
+    """Whether it has no replica because nobody asked for it, or one is being started."""
+    start_s: float | None = None
+    """Seconds until a parked model should have one if it is asked for now; None: not parked."""
 
     @property
     def healthy(self) -> bool:

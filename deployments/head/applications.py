@@ -53,6 +53,7 @@ def model_application(
                 target_ongoing_requests=replicas.target_ongoing_requests,
                 upscale_delay_s=replicas.scaling.upscale_delay_s,
                 downscale_delay_s=replicas.scaling.downscale_delay_s,
+                downscale_to_zero_delay_s=replicas.scaling.downscale_to_zero_delay_s,
                 policy=AutoscalingPolicy(
                     policy_function=POLICY,
                     policy_kwargs={"aims": targets(replicas.scaling), "tolerance": replicas.scaling.tolerance},

@@ -53,6 +53,8 @@ class Choosing:
         check_expert_log(services.config.experts, request)
         signals = signals_of(request, intent)
         health = services.health.models()
+        if not explain and any(state.parked for state in health.values()):
+            services.waking.wake(services.policy.parked(request.model, signals, health))
         decision = services.policy.decide(request.model, signals, health, explain=explain)
         chosen = Chosen(decision, signals)
         return replace(chosen, decision=self._relieved(request, chosen, health))

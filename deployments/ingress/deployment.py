@@ -28,6 +28,7 @@ from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.server import IngressServer
 from deployments.ingress.services import Services
+from deployments.ingress.waking import Waking
 from deployments.names import MODEL_DEPLOYMENT, model_application_name
 from deployments.paths import logs_path
 from deployments.records.recorder import Records
@@ -63,7 +64,9 @@ class Ingress:
 
         clients = {name: client_of(name, model_application_name(name)) for name in config.models}
         recent = RecentAnswers(config.models)
-        self._health = Health(clients, self._channel, ROUTER_STATE.replicas, recent)
+        waking = Waking()
+        waking.follow(config.models, clients)
+        self._health = Health(clients, self._channel, ROUTER_STATE.replicas, recent, waking)
         self._health.start()
         self._gate = Gate(config, state_dir)
         self._gate.start()
@@ -90,6 +93,7 @@ class Ingress:
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
+            waking=waking,
             records=self._records,
         )
         self._app = LiveApp(services, client_of)

@@ -216,6 +216,7 @@ class ModelClient:
         self._handle = handle
         self._turned = False
         self._inviting: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
 
     def turn_to(self, other: ModelClient) -> None:
         """Send to another application from now on: the model's replicas were replaced."""
@@ -264,6 +265,20 @@ class ModelClient:
         """Ask every replica that Serve knows to attach; idempotent, and at most one round at a time."""
         if self._inviting is None or self._inviting.done():
             self._inviting = asyncio.get_running_loop().create_task(self._invite())
+
+    def wake(self, limit_s: float) -> None:
+        """Have Serve start a replica if there is none: a call waits for it, for as long as a start may take."""
+        if self._waking is None or self._waking.done():
+            self._waking = asyncio.get_running_loop().create_task(self._wake(limit_s))
+
+    async def _wake(self, limit_s: float) -> None:
+        response = self._handle.attach.remote(self.address)
+        try:
+            async with asyncio.timeout(limit_s):
+                await response
+        except Exception as error:  # noqa: BLE001 - the next request wakes it again, whatever it was
+            response.cancel()
+            _log.warning("a parked model was not started: %s", type(error).__name__, extra={"model": self.model})
 
     async def _invite(self) -> None:
         try:

@@ -11,6 +11,7 @@ from cluster.routing.snapshot import ModelState
 from deployments.channel.receiver import AttachedReplica, ChannelReceiver
 from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.recent import Recent, RecentAnswers
+from deployments.ingress.waking import Waking
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class Health:
         channel: ChannelReceiver,
         known_replicas: Callable[[str], frozenset[str] | None],
         recent: RecentAnswers,
+        waking: Waking | None = None,
     ) -> None:
+        self._waking = Waking() if waking is None else waking
         self._recent = recent
         self._clients = dict(clients)
         self._channel = channel
@@ -97,12 +100,19 @@ class Health:
                 load.add(replica, now)
             else:
                 load.silent += 1
-        return {model: load.state(self._recent.of(model)) for model, load in loads.items()}
+        return {model: self._state(model, load) for model, load in loads.items()}
+
+    def _state(self, model: str, load: _Load) -> ModelState:
+        if load.ready:
+            self._waking.ready(model)
+        elif (parked := self._waking.state(model)) is not None:
+            return parked
+        return load.state(self._recent.of(model))
 
     @property
     def ready(self) -> bool:
-        """Whether every model can take a request."""
-        return all(model.healthy for model in self.models().values())
+        """Whether every model can take a request, or is parked."""
+        return all(model.healthy or model.parked for model in self.models().values())
 
     async def _keep_attached(self) -> None:
         """Invite the replicas of a model as long as Serve lists some that are not attached."""

@@ -28,9 +28,9 @@ class InfoPages:
         await exchange.respond(200, b'{"status":"alive"}')
 
     async def ready(self, exchange: Exchange, _key: KeyRecord | None) -> None:
-        """200 once every model can take a request, else 503; either way it names each model's state."""
+        """200 once every model can take a request or is parked, else 503; either way it names each model's state."""
         health = self._services.health.models()
-        everything = all(model.healthy for model in health.values())
+        everything = all(model.healthy or model.parked for model in health.values())
         models = {
             name: {"ready": model.healthy, "replicas": model.ready_replicas, "reason": model.reason or None}
             for name, model in health.items()

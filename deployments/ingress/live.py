@@ -71,6 +71,7 @@ class LiveApp:
         clients = {model: self._clients[model] for model in config.models}
         intents = IntentReader(config, clients)
         services = replace(self._services, config=config, policy=Policy(config), clients=clients, intents=intents)
+        services.waking.follow(config.models, clients)
         services.health.follow(clients)
         services.admission.follow(config)
         services.precision.follow(config)

@@ -16,6 +16,7 @@ from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
+from deployments.ingress.waking import Waking
 from deployments.records.recorder import NoRecords, Recorder
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import Telemetry
@@ -40,4 +41,5 @@ class Services:
     telemetry: Telemetry
     trusted: bool
     """Whether callers without a key may continue their own traces: on loopback, where no keys are asked for."""
+    waking: Waking = field(default_factory=Waking)
     records: Recorder = field(default_factory=NoRecords)

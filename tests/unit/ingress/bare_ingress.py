@@ -30,6 +30,7 @@ from deployments.ingress.intent import IntentReader
 from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.services import Services
+from deployments.ingress.waking import Waking
 from deployments.replica.spec import ReplicaCall
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.setup import setup_telemetry
@@ -76,6 +77,11 @@ class ScriptedClient(ModelClient):
         self.behaviour = behaviour
         self.up = True
         self.calls: list[ReplicaCall] = []
+        self.woken: list[float] = []
+        """Limits, seconds, with which it was woken."""
+
+    def wake(self, limit_s: float) -> None:
+        self.woken.append(limit_s)
 
     def available(self) -> bool:
         return self.up
@@ -100,12 +106,15 @@ class FixedHealth(Health):
     def __init__(self, clients: Mapping[str, ScriptedClient], believed: bool | None = None) -> None:
         self._scripted = clients
         self.believed = believed
+        self.waking = Waking()
 
     def models(self) -> dict[str, ModelState]:
-        return {
-            name: ModelState(int(client.up if self.believed is None else self.believed), "gone")
-            for name, client in self._scripted.items()
-        }
+        return {name: self._of(name, client) for name, client in self._scripted.items()}
+
+    def _of(self, name: str, client: ScriptedClient) -> ModelState:
+        up = client.up if self.believed is None else self.believed
+        parked = None if up else self.waking.state(name)
+        return ModelState(int(up), "gone") if parked is None else parked
 
 
 @dataclass
@@ -178,6 +187,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
     channel = ChannelReceiver("bare")
     clients = {name: ScriptedClient(name, channel, answer) for name in config.models}
     health = FixedHealth(clients)
+    health.waking.follow(config.models, clients)
     gate = Gate(config, state_dir)
     gate.start()
     telemetry = setup_telemetry("ingress", config.telemetry, state_dir, environ={}, set_global=False)
@@ -198,6 +208,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         metrics=metrics,
         telemetry=telemetry,
         trusted=not config.keys_required,
+        waking=health.waking,
     )
     try:
         yield BareIngress(services, clients, health)

@@ -88,6 +88,7 @@ def test_the_base_has_no_mistakes() -> None:
         ("models.dense.replicas", {"gpus": 0.5}, "models.dense.replicas.gpus"),
         ("models.dense.replicas", {"gpus": 2}, "models.dense.replicas.gpus"),
         ("models.dense.replicas", {"min": 3, "max": 2}, "models.dense.replicas.min"),
+        ("models.dense.replicas", {"min": 0}, "models.dense.replicas.min"),
         ("models.dense.replicas", {"target_ongoing_requests": 65}, "models.dense.replicas.target_ongoing_requests"),
         ("models.dense.replicas", {"cpu_cores": "3-1"}, "models.dense.replicas.cpu_cores"),
         ("models.dense.replicas", {"cpu_cores": "0", "omp_threads": 2}, "models.dense.replicas.omp_threads"),

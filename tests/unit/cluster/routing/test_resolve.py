@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,43 @@ def test_signals_are_read_from_requests() -> None:
     signals = signals_of(parse_chat(body, limits))  # type: ignore[arg-type]
     assert (signals.embedding, signals.max_tokens, is_code(signals)) == (False, 9, True)
     assert signals_of(parse_embedding({"model": "e", "input": "x"}, limits)).embedding
+
+
+PARKED = ModelState(0, "parked, and started when it is asked for", parked=True, start_s=12.3)
+
+
+def test_a_parked_model_says_when_it_is_there() -> None:
+    snapshot = dict.fromkeys(CONFIG.models, DOWN) | {"sparse": PARKED}
+    with pytest.raises(
+        ApiError, match=r"no replica of the model sparse while nobody asks for it; one is being started"
+    ) as info:
+        resolve("sparse", PLAIN, CONFIG, snapshot)
+    assert (info.value.status, info.value.code, info.value.headers) == (503, "model_starting", {"retry-after": "13"})
+
+
+def test_a_parked_model_is_passed_over_while_another_one_takes_over() -> None:
+    decision = resolve("strong", PLAIN, CONFIG, {"dense": PARKED})
+    assert decision.model == "sparse"
+    assert "dense is not ready (parked, and started when it is asked for)" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "parked", "found"),
+    [
+        ("dense", {"dense"}, ("dense",)),
+        ("strong", {"dense", "sparse"}, ("dense",)),
+        # What nobody asked for stays parked.
+        ("strong", {"sparse"}, ()),
+        ("mini", {"dense"}, ()),
+    ],
+)
+def test_what_is_asked_for_before_any_that_is_ready_is_to_be_started(
+    asked: str, parked: set[str], found: tuple[str, ...]
+) -> None:
+    snapshot = dict.fromkeys(parked, PARKED)
+    assert Policy(CONFIG).parked(asked, PLAIN, snapshot) == found
+
+
+def test_a_model_that_the_caller_does_not_allow_stays_parked() -> None:
+    signals = dataclasses.replace(PLAIN, allowed_models=frozenset({"sparse"}))
+    assert Policy(CONFIG).parked("strong", signals, {"dense": PARKED}) == ()
