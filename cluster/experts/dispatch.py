@@ -91,12 +91,10 @@ def _halves(rows: int, one: int, other: int, candidates: Sequence[Candidate]) ->
     """The split over two at which both are done at about the same time."""
     a, b = candidates[one], candidates[other]
     if a.row_s + b.row_s <= 0:
-        first = rows // 2
+        first = rows // 2  # at least 1: there are two rows or more
     else:
         # Where the two lines of time over rows cross.
-        even = b.seconds(rows) - a.seconds(0)
-        first = round(even / (a.row_s + b.row_s))
-    first = min(max(first, 1), rows - 1)
+        first = round(min(max((b.seconds(rows) - a.seconds(0)) / (a.row_s + b.row_s), 1), rows - 1))
     return Spread(
         (Share(one, first), Share(other, rows - first)),
         max(a.seconds(first), b.seconds(rows - first)),

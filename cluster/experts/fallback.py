@@ -39,8 +39,11 @@ def substitute(
     experts = kept + others[:replaced]
     if not experts:
         return None
-    highest = max(logits[expert] for expert in experts)
-    shares = [math.exp(logits[expert] - highest) for expert in experts]
+    # A router that rules experts out gives them no finite score.
+    scores = [logits[expert] if math.isfinite(logits[expert]) else -1e30 for expert in experts]
+    shares = [math.exp(score - max(scores)) for score in scores]
     scale = sum(weights) / sum(shares)
-    reason = f"{replaced} of {len(chosen)} chosen experts out of reach, {len(experts) - len(kept)} others took their place"
+    reason = (
+        f"{replaced} of {len(chosen)} chosen experts out of reach, {len(experts) - len(kept)} others took their place"
+    )
     return Substitution(tuple(experts), tuple(share * scale for share in shares), replaced, reason)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 MAX_POOLS: Final = 256
 MAX_REPLICAS: Final = 64
@@ -143,7 +143,7 @@ def split_evenly(layers: Iterable[int], experts: int, pools: int) -> list[dict[i
     return [{layer: frozenset(range(pool, experts, pools)) for layer in layers} for pool in range(pools)]
 
 
-def _pool(value: Any) -> Pool:
+def _pool(value: object) -> Pool:
     if not isinstance(value, dict) or not _is_name(value.get("name")):
         raise PoolMapError("every pool needs a name of 1 to 128 characters")
     name, replicas = value["name"], value.get("replicas")
@@ -156,7 +156,7 @@ def _pool(value: Any) -> Pool:
     )
 
 
-def _replica(value: Any, pool: str) -> Replica:
+def _replica(value: object, pool: str) -> Replica:
     if not isinstance(value, dict) or not _is_name(value.get("name")):
         raise PoolMapError(f"every replica of pool {pool!r} needs a name of 1 to 128 characters")
     address = value.get("address")

@@ -69,7 +69,9 @@ def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
     kernel = VllmCpuKernel(_isa(dtype))
     try:
         # Whether the library has the kernel for this number format is told by calling it.
-        sample = kernel.pack(torch.zeros(1, 2 * ALIGNMENT, hidden, dtype=dtype), torch.zeros(1, hidden, ALIGNMENT, dtype=dtype))
+        sample = kernel.pack(
+            torch.zeros(1, 2 * ALIGNMENT, hidden, dtype=dtype), torch.zeros(1, hidden, ALIGNMENT, dtype=dtype)
+        )
         x = torch.zeros(1, hidden, dtype=dtype)
         kernel.compute(torch.empty_like(x), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
     except (RuntimeError, AttributeError) as error:

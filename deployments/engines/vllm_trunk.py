@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAP_VARIABLE: Final = "POINTSMAN_POOL_MAP"
 """Path of a file with the pool map as JSON (`cluster.experts.pools`); its presence makes an engine a trunk."""
-SECRET_VARIABLE: Final = "POINTSMAN_POOL_SECRET_FILE"
+SECRET_VARIABLE: Final = "POINTSMAN_POOL_SECRET_FILE"  # noqa: S105 - a path
 """Path of a file with the secret that trunk and pools share."""
 ANSWER_VARIABLE: Final = "POINTSMAN_POOL_ANSWER_S"
 OUTAGE_VARIABLE: Final = "POINTSMAN_POOL_OUTAGE_S"
@@ -74,7 +74,8 @@ class Trunk:
         secret = Path(os.environ[SECRET_VARIABLE]).read_bytes().strip()
         known = Limits()
         limits = Limits(
-            float(os.environ.get(ANSWER_VARIABLE, known.answer_s)), float(os.environ.get(OUTAGE_VARIABLE, known.outage_s))
+            float(os.environ.get(ANSWER_VARIABLE, known.answer_s)),
+            float(os.environ.get(OUTAGE_VARIABLE, known.outage_s)),
         )
         client = PoolClient(pool_map, self.layers, self.experts, self.model, secret, limits)
         client.open()
@@ -92,15 +93,7 @@ def is_trunk() -> bool:
 class _PooledMethod(FusedMoEMethodBase):
     """Stands where vLLM expects to find how a layer's experts are computed; it holds nothing and computes nothing."""
 
-    def create_weights(
-        self,
-        layer: RoutedExperts,
-        num_experts: int,
-        hidden_size: int,
-        intermediate_size_per_partition: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
+    def create_weights(self, layer: torch.nn.Module, *weight_args: Any, **extra_weight_attrs: Any) -> None:
         pass
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -124,7 +117,9 @@ class PooledExperts(RoutedExperts):
         self.router_logits: torch.Tensor | None = None
         _require(self)
         config = get_current_vllm_config().model_config
-        model = Model(Checkpoint(Path(config.model)).fingerprint(), str(config.dtype).removeprefix("torch."), self.hidden_size)
+        model = Model(
+            Checkpoint(Path(config.model)).fingerprint(), str(config.dtype).removeprefix("torch."), self.hidden_size
+        )
         TRUNK.add(self.layer, self.global_num_experts, model)
 
     def _get_quant_method(self, prefix: str, quant_config: Any, moe_config: Any) -> FusedMoEMethodBase:
@@ -162,9 +157,11 @@ class PooledExperts(RoutedExperts):
 class PooledRunner(MoERunner):
     """Lets the experts know what the router said of all of them, not only of the chosen ones."""
 
-    def _apply_quant_method(self, hidden_states: torch.Tensor, router_logits: torch.Tensor, **kwargs: Any) -> Any:
+    def _apply_quant_method(
+        self, hidden_states: torch.Tensor, router_logits: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         self.routed_experts.router_logits = router_logits
-        return super()._apply_quant_method(hidden_states=hidden_states, router_logits=router_logits, **kwargs)
+        return super()._apply_quant_method(hidden_states, router_logits, *args, **kwargs)
 
 
 def _require(experts: RoutedExperts) -> None:
@@ -195,7 +192,8 @@ def install_trunk() -> None:
         # vLLM's filter for expert parallelism: tensors of experts that are not listed are not read.
         loader.local_expert_ids = set()
 
-    DefaultModelLoader._init_ep_weight_filter = read_no_experts
+    loader_class: Any = DefaultModelLoader
+    loader_class._init_ep_weight_filter = read_no_experts
     from deployments.engines.vllm_trunk_core import install_in_engine_core
 
     install_in_engine_core()

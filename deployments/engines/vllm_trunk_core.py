@@ -65,7 +65,8 @@ def install_in_engine_core() -> None:
 
     for name, method in ((MAP_METHOD, set_pool_map), (REPORT_METHOD, pool_report), (DEGRADED_METHOD, take_degraded)):
         setattr(EngineCore, name, method)
-    execute = CPUModelRunner.execute_model
+    runner: Any = CPUModelRunner
+    execute = runner.execute_model
 
     @functools.wraps(execute)
     def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,4 +77,4 @@ def install_in_engine_core() -> None:
             note_degraded(list(ids), self.query_start_loc.np[: len(ids) + 1].tolist())
         return result
 
-    CPUModelRunner.execute_model = execute_model
+    runner.execute_model = execute_model

@@ -199,8 +199,7 @@ class PoolClient:
         if not links:
             job.failed.append(pairs)
             return
-        rows = pairs // job.experts.shape[1]
-        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        starts = _changes(pairs // job.experts.shape[1]).nonzero()[0]
         taken = 0
         shares = spread(len(starts), [link.candidate() for link in links]).shares
         chosen = [links[share.candidate] for share in shares]
@@ -217,8 +216,8 @@ class PoolClient:
             rows = rows[:1]
         else:
             row_of = pairs // k
-            first = np.diff(row_of, prepend=-1) != 0
-            rows, local = row_of[first], np.cumsum(first) - 1
+            first = _changes(row_of)
+            rows, local = row_of[first], first.cumsum() - 1
         size = len(rows) * hidden * job.raw.itemsize
         room = link.room(size + count * PAIR_BYTES)
         x = np.frombuffer(room, dtype=job.raw.dtype, count=len(rows) * hidden).reshape(len(rows), hidden)
@@ -298,3 +297,11 @@ class PoolClient:
             job.total[torch.from_numpy(rows)] = 0
         others = pairs[~np.isin(pairs // k, rows)]
         return np.sort(np.concatenate([others, (rows[:, None] * k + np.arange(k)).reshape(-1)]))
+
+
+def _changes(numbers: Numbers) -> npt.NDArray[np.bool_]:
+    """Where a number is another than the one before it; the first one is."""
+    first = np.empty(len(numbers), dtype=np.bool_)
+    first[0] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=first[1:])
+    return first

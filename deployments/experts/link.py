@@ -97,9 +97,9 @@ class Link:
     def request(self, layer: int, rows: int, pairs: int, size: int) -> None:
         """Send what `room` was filled with."""
         self._sequence = (self._sequence + 1) % 2**32
-        Header(
-            FrameKind.REQUEST, self._sequence, layer, rows, pairs, size, int(self._timeout_s * 1e6)
-        ).pack_into(self.out)
+        Header(FrameKind.REQUEST, self._sequence, layer, rows, pairs, size, int(self._timeout_s * 1e6)).pack_into(
+            self.out
+        )
         self._sent = time.perf_counter()
         try:
             self._socket.sendall(memoryview(self.out)[: HEADER.size + size])

@@ -1,7 +1,4 @@
-"""A pool as a process: answers trunks over sockets, one batch after the other in the order in which they came.
-
-    python -m deployments.experts.pool_server --checkpoint FOLDER --listen unix:/path --holds FILE --secret-file FILE
-"""
+"""A pool's server: answers trunks over sockets, one batch after the other in the order in which they came."""
 
 from __future__ import annotations
 
@@ -64,7 +61,13 @@ class PoolServer:
     """Serves an `ExpertPool` on a listening socket. One thread; `run` returns after `stop`."""
 
     def __init__(
-        self, pool: ExpertPool, listening: socket.socket, name: str, fingerprint: str, secret: bytes, spin_s: float = 0.0
+        self,
+        pool: ExpertPool,
+        listening: socket.socket,
+        name: str,
+        fingerprint: str,
+        secret: bytes,
+        spin_s: float = 0.0,
     ) -> None:
         self._pool = pool
         self._listening = listening

@@ -38,7 +38,7 @@ class Routes:
             if any(len(pools) > 1 for pools in holders.values()):
                 self._holders[layer] = holders
 
-    def pools(self, layer: int, experts: Numbers) -> Numbers:
+    def pools(self, layer: int, experts: npt.NDArray[np.int32]) -> Numbers:
         """The pool for each of the `experts` (a flat list of pairs), or `NOBODY`."""
         table, holders = self._pool_of.get(layer), self._holders.get(layer)
         if table is None:
