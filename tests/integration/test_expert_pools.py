@@ -45,14 +45,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextlib.asynccontextmanager
 async def running(checkpoint: Path, pool_map: PoolMap | None = None, folder: Path | None = None) -> AsyncIterator[Any]:
-    """vLLM's own engine, below our request path. With a map: a trunk."""
+    """vLLM's own engine, below our request path. With a map: a trunk. In float32: what differs is then no rounding."""
     before = dict(os.environ)
     if pool_map is not None and folder is not None:
         (folder / "map.json").write_text(pool_map.to_json())
         os.environ["POINTSMAN_POOL_MAP"] = str(folder / "map.json")
         os.environ["POINTSMAN_POOL_SECRET_FILE"] = str(folder / "secret")
         os.environ["POINTSMAN_POOL_ANSWER_S"] = "5"
-    engine = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_bytes=32 * 2**20, enforce_eager=True)
+    engine = EngineConfig(
+        max_model_len=256, max_num_seqs=32, kv_cache_bytes=64 * 2**20, enforce_eager=True, dtype="float32"
+    )
     config = ModelConfig(kind=Kind.SPARSE, roles=("strong",), source="embedded:sparse", engine=engine)
     started = VllmEngine(VllmLaunch("sparse", checkpoint, config))
     try:
@@ -95,13 +97,13 @@ async def test_trunk_and_pools_say_what_the_engine_says(checkpoints: tuple[Path,
         known = await judged(engine)
     with contextlib.ExitStack() as stack:
         one, two, bad = (
-            stack.enter_context(pool_process(checkpoint, holds, tmp_path, name, "bfloat16"))
+            stack.enter_context(pool_process(checkpoint, holds, tmp_path, name))
             for checkpoint, holds, name in ((right, HALVES[0], "a"), (right, HALVES[1], "b"), (wrong, HALVES[1], "w"))
         )
         both = map_of((HALVES[0], [one.address]), (HALVES[1], [two.address]))
         async with running(right, both, tmp_path) as engine:
             same, distance = agreement(known, await judged(engine))
-            assert same >= 0.98 and distance < 0.02, (same, distance)
+            assert same >= 0.99 and distance < 1e-3, (same, distance)
             # A pool that has another expert where expert 1 should be: the comparison has to notice.
             exchanged = map_of((HALVES[0], [one.address]), (HALVES[1], [bad.address]), version=2)
             assert await engine.engine_core.call_utility_async("pointsman_set_pool_map", exchanged.to_json()) == ""
@@ -114,7 +116,7 @@ async def test_requests_outlive_pools_that_are_killed(checkpoints: tuple[Path, P
     right, _ = checkpoints
     with contextlib.ExitStack() as stack:
         a, spare, b = (
-            stack.enter_context(pool_process(right, holds, tmp_path, name, "bfloat16"))
+            stack.enter_context(pool_process(right, holds, tmp_path, name))
             for holds, name in ((HALVES[0], "a"), (HALVES[0], "spare"), (HALVES[1], "b"))
         )
         pools = map_of((HALVES[0], [a.address, spare.address]), (HALVES[1], [b.address]))
