@@ -27,3 +27,7 @@ def register() -> None:
     from deployments.engines.vllm_internals import install_in_engine_core
 
     install_in_engine_core()
+    if "POINTSMAN_POOL_MAP" in os.environ:
+        from deployments.engines.vllm_trunk import install_trunk
+
+        install_trunk()

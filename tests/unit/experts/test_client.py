@@ -1,0 +1,225 @@
+"""A trunk's client against real pools over real sockets, without an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.experts.pools import PoolMapError, split_evenly
+from deployments.experts.client import Limits, PoolClient, PoolsUnreachableError
+from deployments.experts.link import Model
+from deployments.experts.weights import Checkpoint
+from deployments.experts.wire import FrameKind, frame
+from tests.unit.experts.pool_processes import (
+    EXPERTS,
+    HIDDEN,
+    LAYERS,
+    SECRET,
+    TOP_K,
+    expected,
+    map_of,
+    pool_of,
+    pool_process,
+    serving,
+    write_experts,
+)
+
+LIMITS = Limits(answer_s=5.0, outage_s=0.3)
+WHOLE = {layer: frozenset(range(EXPERTS)) for layer in range(LAYERS)}
+
+
+def a_batch(rows: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, weights, chosen experts and the scores behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, HIDDEN, generator=generator)
+    logits = torch.randn(rows, EXPERTS, generator=generator)
+    top, ids = logits.topk(TOP_K)
+    return x, torch.softmax(top, -1), ids.int(), logits
+
+
+def client_of(pool_map, folder: Path, secret: bytes = SECRET, limits: Limits = LIMITS) -> PoolClient:
+    model = Model(Checkpoint(folder).fingerprint(), "float32", HIDDEN)
+    client = PoolClient(pool_map, list(range(LAYERS)), EXPERTS, model, secret, limits)
+    client.open()
+    return client
+
+
+def answer(client: PoolClient, layer: int, batch) -> torch.Tensor:
+    x, weights, ids, logits = batch
+    client.begin(layer, x, weights, ids, lambda: logits)
+    return client.finish()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("scheme", ["unix", "tcp"])
+def test_two_pools_say_what_the_experts_say(tmp_path: Path, rows: int, scheme: str) -> None:
+    tensors = write_experts(tmp_path / "model", shards=3)
+    halves = split_evenly(range(LAYERS), EXPERTS, 2)
+    with contextlib.ExitStack() as stack:
+        addresses = [f"unix:{tmp_path}/{n}" if scheme == "unix" else "tcp:127.0.0.1:0" for n in range(2)]
+        served = [
+            stack.enter_context(serving(tmp_path / "model", holds, address))
+            for holds, address in zip(halves, addresses, strict=True)
+        ]
+        client = client_of(map_of((halves[0], [served[0]]), (halves[1], [served[1]])), tmp_path / "model")
+        stack.callback(client.close)
+        for layer in range(LAYERS):
+            x, weights, ids, _ = batch = a_batch(rows, layer)
+            torch.testing.assert_close(answer(client, layer, batch), expected(tensors, layer, x, weights, ids))
+        reports = client.report()["replicas"]
+        assert sum(n for r in reports for of in r["tokens"].values() for n in of.values()) == LAYERS * rows * TOP_K
+
+
+def test_the_comparison_notices_two_experts_exchanged(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    names = {name: name.replace(".experts.0.", ".experts.X.") for name in tensors}
+    names = {
+        name: new.replace(".experts.1.", ".experts.0.").replace(".experts.X.", ".experts.1.")
+        for name, new in names.items()
+    }
+    exchanged = {name: tensors[new] for name, new in names.items()}
+    with serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/s") as address:
+        client = client_of(map_of((WHOLE, [address])), tmp_path / "model")
+        x, weights, ids, logits = a_batch(17)
+        got = answer(client, 0, (x, weights, ids, logits))
+        client.close()
+    torch.testing.assert_close(got, expected(tensors, 0, x, weights, ids))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(got, expected(exchanged, 0, x, weights, ids), rtol=0.1, atol=0.1)
+
+
+def test_a_quarter_of_the_experts_takes_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    quarters = [pool_of(tmp_path / "model", holds).weight_bytes for holds in split_evenly(range(LAYERS), EXPERTS, 4)]
+    assert quarters == [sum(tensor.nbytes for tensor in tensors.values()) // 4] * 4
+
+
+def test_another_replica_takes_over_from_one_that_was_killed(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    with (
+        pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as one,
+        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/s") as other,
+    ):
+        client = client_of(map_of((WHOLE, [one.address]), (WHOLE, [other])), tmp_path / "model")
+        one.kill()
+        x, weights, ids, _ = batch = a_batch(9)
+        torch.testing.assert_close(answer(client, 1, batch), expected(tensors, 1, x, weights, ids))
+        assert client.report()["losses"] == 1 and client.degraded_rows == 0 and client.resent_rows > 0
+        client.close()
+
+
+def test_the_next_best_experts_stand_in_where_nobody_is_left(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    even, odd = split_evenly(range(LAYERS), EXPERTS, 2)
+    with (
+        pool_process(tmp_path / "model", even, tmp_path, "a") as lost,
+        serving(tmp_path / "model", odd, f"unix:{tmp_path}/s") as left,
+    ):
+        client = client_of(map_of((even, [lost.address]), (odd, [left])), tmp_path / "model")
+        lost.kill()
+        x, _, ids, logits = batch = a_batch(9)
+        got = answer(client, 0, batch)
+        rows = sorted(client.degraded)
+        client.close()
+    masked = logits.clone()
+    masked[:, ::2] = -torch.inf
+    top, others = masked.topk(TOP_K)
+    assert rows == [row for row in range(9) if (ids[row] % 2 == 0).any()]
+    torch.testing.assert_close(got, expected(tensors, 0, x, torch.softmax(top, -1), others))
+
+
+def test_it_waits_for_a_while_where_nobody_is_there_and_then_fails(tmp_path: Path) -> None:
+    write_experts(tmp_path / "model")
+    with pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as only:
+        client = client_of(map_of((WHOLE, [only.address])), tmp_path / "model")
+        only.kill()
+        with pytest.raises(PoolsUnreachableError, match="layer 2"):
+            answer(client, 2, a_batch(3))
+        client.close()
+
+
+def test_a_replica_that_came_back_is_used_again(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    with pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as only:
+        limits = Limits(answer_s=5.0, outage_s=60.0)
+        client = client_of(map_of((WHOLE, [only.address])), tmp_path / "model", limits=limits)
+        only.kill()
+    x, weights, ids, _ = batch = a_batch(3)
+    with pool_process(tmp_path / "model", WHOLE, tmp_path, "a"):
+        torch.testing.assert_close(answer(client, 0, batch), expected(tensors, 0, x, weights, ids))
+        client.close()
+
+
+def test_a_replica_that_hangs_is_left_out_after_its_time(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    with (
+        pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as one,
+        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/s") as other,
+    ):
+        limits = Limits(answer_s=0.5, outage_s=0.3)
+        client = client_of(map_of((WHOLE, [one.address, other])), tmp_path / "model", limits=limits)
+        one.process.send_signal(19)
+        x, weights, ids, _ = batch = a_batch(9)
+        for _ in range(3):
+            torch.testing.assert_close(answer(client, 1, batch), expected(tensors, 1, x, weights, ids))
+        client.close()
+
+
+def test_another_map_takes_the_place_of_the_first_and_a_bad_one_does_not(tmp_path: Path) -> None:
+    tensors = write_experts(tmp_path / "model")
+    with (
+        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/a") as first,
+        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/b") as second,
+    ):
+        client = client_of(map_of((WHOLE, [first])), tmp_path / "model")
+        with pytest.raises(PoolMapError, match="not after"):
+            client.replace(map_of((WHOLE, [second])))
+        with pytest.raises(PoolMapError, match="no pool holds"):
+            client.replace(map_of(({0: frozenset({0})}, [second]), version=2))
+        with pytest.raises(PoolMapError, match="cannot be reached"):
+            client.replace(map_of((WHOLE, [f"unix:{tmp_path}/nobody"]), version=2))
+        client.replace(map_of((WHOLE, [second]), version=2))
+        x, weights, ids, _ = batch = a_batch(4)
+        torch.testing.assert_close(answer(client, 0, batch), expected(tensors, 0, x, weights, ids))
+        assert client.report()["map_version"] == 2
+        client.close()
+
+
+@pytest.mark.parametrize("wrong", ["secret", "model", "holding"])
+def test_pools_that_do_not_fit_are_refused_by_name(tmp_path: Path, wrong: str) -> None:
+    write_experts(tmp_path / "model")
+    holds = {layer: frozenset({0}) for layer in range(LAYERS)} if wrong == "holding" else WHOLE
+    with serving(tmp_path / "model", holds, f"unix:{tmp_path}/s") as address:
+        if wrong == "model":
+            (tmp_path / "model" / "config.json").write_text('{"another": true}')
+        secret = b"another" if wrong == "secret" else SECRET
+        said = {"secret": "know the secret", "model": "another model", "holding": "does not hold experts"}
+        with pytest.raises(PoolsUnreachableError, match=said[wrong]):
+            client_of(map_of((WHOLE, [address])), tmp_path / "model", secret)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: pool.example\r\n\r\n",
+        frame(FrameKind.STATS, 1, b""),
+        frame(FrameKind.HELLO, 0, b"x" * 5000),
+    ],
+)
+def test_who_does_not_keep_to_the_protocol_is_cut_off(tmp_path: Path, sent: bytes) -> None:
+    write_experts(tmp_path / "model")
+    with serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/s") as address:
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.settimeout(5)
+            rude.connect(address.removeprefix("unix:"))
+            rude.sendall(sent)
+            with contextlib.suppress(ConnectionResetError):
+                while rude.recv(4096):
+                    pass
+        client = client_of(map_of((WHOLE, [address])), tmp_path / "model")
+        assert client.report()["replicas"][0]["cut_off"] == 1
+        client.close()
