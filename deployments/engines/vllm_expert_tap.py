@@ -7,7 +7,9 @@ behind the step, all layers are counted at once. Part of the internals that `vll
 from __future__ import annotations
 
 import functools
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.experts.load import Counts, ExpertLog, ExpertShape
+
+_log = logging.getLogger(__name__)
 
 LOG_ARGUMENT: Final = "pointsman_log_experts"
 """Of `SamplingParams.extra_args`: tokens of the request whose experts are to be kept, at most."""
@@ -58,6 +62,8 @@ class ExpertTap:
     def __init__(self, runner: Any, routers: list[Any], shape: ExpertShape) -> None:
         self.shape = shape
         self.counting = True
+        self.broken = False
+        """Whether counting failed; it is off since then."""
         self._runner = runner
         self._routers = routers
         self._step: list[Any] = [None] * shape.layers
@@ -78,21 +84,38 @@ class ExpertTap:
 
         @functools.wraps(run)
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self.forget(scheduler_output.finished_req_ids)
-            for request in scheduler_output.scheduled_new_reqs:
-                self._begin(request)
+            self._safely(self._before, scheduler_output)
             output = run(scheduler_output, *args, **kwargs)
-            if self.counting and scheduler_output.total_num_scheduled_tokens:
-                self._count(scheduler_output.num_scheduled_tokens)
+            self._safely(self._behind, scheduler_output)
             return output
 
         self._runner.execute_model = execute_model
 
+    def _safely(self, look: Callable[[Any], None], scheduler_output: Any) -> None:
+        """An engine must not end because its experts could not be counted: then they are not counted any more."""
+        if self.broken:
+            return
+        try:
+            look(scheduler_output)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("experts are not counted any more")
+            self.broken = True
+            self.listen(counting=False)
+
+    def _before(self, scheduler_output: Any) -> None:
+        self.forget(scheduler_output.finished_req_ids)
+        for request in scheduler_output.scheduled_new_reqs:
+            self._begin(request)
+
+    def _behind(self, scheduler_output: Any) -> None:
+        if self.counting and scheduler_output.total_num_scheduled_tokens:
+            self._count(scheduler_output.num_scheduled_tokens)
+
     def listen(self, *, counting: bool) -> None:
         """Count from now on, or do not."""
-        self.counting = counting
+        self.counting = counting and not self.broken
         for layer, router in enumerate(self._routers):
-            router.set_capture_fn(functools.partial(self._step.__setitem__, layer) if counting else None)
+            router.set_capture_fn(functools.partial(self._step.__setitem__, layer) if self.counting else None)
 
     def total(self) -> Counts:
         """Tokens since the start, (layers, experts)."""
@@ -193,7 +216,7 @@ class TapOutput:
 
     def take_output(self, request: Any, _output: Any) -> npt.NDArray[np.int64] | None:
         """Counts (1, layers, experts) of a request that has just ended."""
-        if not request.is_finished():
+        if self._tap.broken or not request.is_finished():
             return None
         counts = self._tap.used(request.request_id)
         return None if counts is None else counts[np.newaxis]

@@ -162,3 +162,18 @@ def test_rows_behind_the_tokens_are_padding(runner: Runner, tap: ExpertTap) -> N
 def test_a_step_in_which_a_layer_was_silent_is_not_counted(runner: Runner, tap: ExpertTap) -> None:
     step(runner, {"x": 1}, [])
     assert tap.total().sum() == 0
+
+
+def test_a_step_that_cannot_be_counted_does_not_end_the_engine(
+    runner: Runner, tap: ExpertTap, caplog: pytest.LogCaptureFixture
+) -> None:
+    step(runner, {"x": 1}, [A])
+    # An expert that the model does not have.
+    step(runner, {"x": 1}, [[[0, 99], [2, 3]]])
+    assert tap.broken
+    assert "not counted any more" in caplog.text
+    step(runner, {"x": 1}, [A])
+    tap.listen(counting=True)
+    step(runner, {"x": 1}, [A])
+    assert not tap.counting
+    assert TapOutput(tap).take_output(SimpleNamespace(request_id="x", is_finished=lambda: True), None) is None
