@@ -46,7 +46,8 @@ def replicas_wanted(
             continue
         mean = sum(load.values) / len(load.values)
         ratio = mean / load.target
-        asked = float(current) if abs(ratio - 1) <= tolerance else current * ratio
+        # Those that have told nothing yet have started since, and take their share of it.
+        asked = float(current) if abs(ratio - 1) <= tolerance else len(load.values) * ratio
         if asked > wanted.replicas:
             wanted = Wanted(asked, f"{load.name}: {mean:.4g} a replica, aimed at {load.target:.4g}")
     if any(level >= PRESSED for level in levels) and current + 1 > wanted.replicas:

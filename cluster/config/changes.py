@@ -89,4 +89,5 @@ def way_of_model_field(field: str) -> Way:
     """How a field of a model, by its path below the model, comes into force."""
     if field.split(".", maxsplit=1)[0] in _LIVE_OF_MODELS:
         return Way.LIVE
-    return Way.SCALE if field in {f"replicas.{name}" for name in _SCALED} else Way.REPLACE
+    scaled = field in {f"replicas.{name}" for name in _SCALED} or field.startswith("replicas.scaling.")
+    return Way.SCALE if scaled else Way.REPLACE

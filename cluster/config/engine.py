@@ -81,6 +81,8 @@ class EngineConfig(Section):
     both must fit into memory (yes or no, no unit)."""
     kv_window_tokens: int | None = Field(None, ge=16, le=16_777_216)
     """Tokens of KV that a sequence may hold; older chat turns leave by a sliding window. Null: no window."""
+    return_routed_experts: bool = False
+    """True has vLLM itself tell the experts of each token on a GPU; it needs a sparse model, its model runner V2 and prefix caching (yes or no, no unit)."""
     enforce_eager: bool = False
     """True starts without compiling the model: quick to start, slower to run (yes or no, no unit)."""
     tensor_parallel_size: int = Field(1, ge=1, le=1024)

@@ -186,7 +186,12 @@ class Policy:
             message = f"`pointsman.allowed_models` leaves no model that may take this request; these may: {names}."
             return ApiError(400, "no_allowed_model", message, param="pointsman.allowed_models")
         what = f"for the role {role}" if role is not None else f"of the model {wanted[0]}"
-        waits = [option.state.start_s for option in options if option.state.start_s is not None]
+        allowed = signals.allowed_models
+        waits = [
+            option.state.start_s
+            for option in options
+            if option.state.start_s is not None and (allowed is None or option.model in allowed)
+        ]
         if waits:
             seconds = max(1, math.ceil(min(waits)))
             message = (

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from cluster.config.base import Kind
 from cluster.config.check_models import cores_of
 from deployments.processes import CORES_VARIABLE, OWNER_VARIABLE
 from deployments.processor import computes_bfloat16
@@ -155,6 +154,6 @@ def engine_args(launch: VllmLaunch, accelerated: bool) -> AsyncEngineArgs:
         disable_log_stats=False,
         enable_log_requests=False,
         trust_remote_code=False,
-        # Where vLLM's model runner can tell the experts of a token, nothing of ours counts them.
-        enable_return_routed_experts=accelerated and launch.model.kind is Kind.SPARSE and engine.prefix_caching,
+        # Where vLLM tells the experts of a token, nothing of ours counts them. It refuses models and runners that cannot.
+        enable_return_routed_experts=accelerated and engine.return_routed_experts,
     )

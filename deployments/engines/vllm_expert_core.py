@@ -16,10 +16,10 @@ TAP_METHOD: Final = "tap"
 
 
 def start(core: Any) -> list[Any]:
-    """Begin to count. Returns the method and the shape (layers, experts, top-k), or nothing and why it cannot be."""
+    """Begin to count. Returns how, the shape (layers, experts, top-k) or the layers with experts, and why it cannot be."""
     scheduler = core.scheduler
     if scheduler.aux_output_connector is not None and not isinstance(scheduler.aux_output_connector, TapOutput):
-        return [OWN_METHOD, [], []]
+        return [OWN_METHOD, core.collective_rpc("pointsman_sparse_layers")[0], []]
     if not _in_this_process(core):
         return ["", [], ["a worker in a process of its own"] if core.vllm_config.model_config.is_moe else [NO_EXPERTS]]
     blockers = core.collective_rpc("pointsman_expert_blockers")[0]

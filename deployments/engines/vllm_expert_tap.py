@@ -103,6 +103,8 @@ class ExpertTap:
             self.listen(counting=False)
 
     def _before(self, scheduler_output: Any) -> None:
+        # What a step left that was not counted does not belong to this one.
+        self._step[:] = [None] * len(self._step)
         self.forget(scheduler_output.finished_req_ids)
         for request in scheduler_output.scheduled_new_reqs:
             self._begin(request)
@@ -218,7 +220,11 @@ class TapOutput:
         """Counts (1, layers, experts) of a request that has just ended."""
         if self._tap.broken or not request.is_finished():
             return None
-        counts = self._tap.used(request.request_id)
+        try:
+            counts = self._tap.used(request.request_id)
+        except Exception:  # noqa: BLE001 - the scheduler must not end over it
+            _log.exception("the experts of a request are not told")
+            return None
         return None if counts is None else counts[np.newaxis]
 
     def request_finished(self, _request: Any) -> None:

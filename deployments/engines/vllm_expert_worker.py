@@ -22,6 +22,8 @@ class ExpertWorker:
         if not runners:
             return [NO_EXPERTS]
         found = []
+        if self.model_runner.device.type != "cpu":
+            found.append("a GPU (`engine.return_routed_experts` has vLLM tell)")
         if not self.vllm_config.model_config.enforce_eager:
             # The layers are traced once; what a router calls then is not called again.
             found.append("the model is compiled (`engine.enforce_eager: false`)")
@@ -32,6 +34,10 @@ class ExpertWorker:
         if len({(r.router.global_num_experts, r.router.top_k) for r in runners if hasattr(r.router, "top_k")}) != 1:
             found.append("layers with different numbers of experts")
         return found
+
+    def pointsman_sparse_layers(self) -> list[int]:
+        """Numbers of the layers that have experts, in the model's order of all layers."""
+        return [int(runner.layer_id) for runner in _sparse_layers(self.model_runner)]
 
     def pointsman_tap_experts(self) -> ExpertTap:
         """Begin to count, if that has not begun. Only for workers in the engine core's process."""

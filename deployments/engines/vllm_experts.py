@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from cluster.experts.load import Counts, ExpertLoad, ExpertLog, ExpertShape, ExpertUse, packed, unpacked, used
 from deployments.engines import vllm_internals
 from deployments.engines.expert_routing import NO_EXPERTS
+from deployments.engines.protocol import EngineDeadError
 from deployments.engines.vllm_asking import ask
 from deployments.engines.vllm_expert_core import OWN_METHOD, TAP_METHOD
 from deployments.engines.vllm_expert_tap import LOG_ARGUMENT
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from deployments.engines.vllm_kv import Watched
+
+_log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S: Final = 1.0
 """Seconds between two questions for the load at least."""
@@ -37,6 +41,8 @@ class VllmExperts:
         self._total: Counts | None = None
         self._traffic: dict[str, Counts] = {}
         self._asked_s = 0.0
+        self._layers: list[int] = []
+        """Of an engine that returns experts itself, for all layers: those that have some."""
         self.blockers: tuple[str, ...] = (NO_EXPERTS,)
         self.load: ExpertLoad | None = None
         """As it was asked for last."""
@@ -47,6 +53,8 @@ class VllmExperts:
         self.blockers = tuple(str(reason) for reason in blockers)
         if self._method == TAP_METHOD:
             self._shape = ExpertShape(*map(int, shape))
+        elif self._method == OWN_METHOD:
+            self._layers = [int(layer) for layer in shape]
 
     async def count(self, *, counting: bool) -> None:
         """Count from now on, or do not. Requests that begin meanwhile are told nothing, or half of it."""
@@ -59,18 +67,35 @@ class VllmExperts:
             return
         self._asked_s = now
         if self._method == TAP_METHOD:
-            self._total = unpacked(await ask(self._engine, vllm_internals.EXPERT_LOAD_METHOD), self._shape)
+            try:
+                self._total = unpacked(await ask(self._engine, vllm_internals.EXPERT_LOAD_METHOD), self._shape)
+            except EngineDeadError:
+                raise
+            except Exception:
+                if self._engine.errored:
+                    raise
+                _log.exception("the load of experts cannot be asked for")
+                self._shape, self.blockers = None, ("counting failed; see the log of the replica",)
+                return
         if self._total is not None:
             traffic = {name: packed(counts) for name, counts in self._traffic.items()}
             self.load = ExpertLoad(self._shape, packed(self._total), traffic)
 
     async def take(self, notes: Watched, traffic: str) -> ExpertUse | None:
-        """What a request used that has ended; None: the engine did not tell."""
+        """What a request used that has ended; None: the engine did not tell. Raises nothing: the answer is whole."""
+        try:
+            return await self._taken(notes, traffic)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("the experts of a request are not told")
+            return None
+
+    async def _taken(self, notes: Watched, traffic: str) -> ExpertUse | None:
         arrays = [array for array in notes.experts if array.ndim == 3]
         if not arrays:
             return None
         logs: tuple[ExpertLog, ...] = ()
         if self._method == OWN_METHOD:
+            arrays = [array[:, self._layers] for array in arrays]
             counts, shape = self._counted(arrays)
             if notes.log_experts:
                 logs = tuple(_cut(array, notes.log_experts) for array in arrays)

@@ -105,7 +105,7 @@ class Health:
     def _state(self, model: str, load: _Load) -> ModelState:
         if load.ready:
             self._waking.ready(model)
-        elif (parked := self._waking.state(model)) is not None:
+        elif not load.silent and (parked := self._waking.state(model)) is not None:
             return parked
         return load.state(self._recent.of(model))
 
@@ -120,6 +120,8 @@ class Health:
         due: dict[str, float] = {}
         loop = asyncio.get_running_loop()
         while True:
+            # Also when nobody asks: how long a start took is learnt here.
+            self.models()
             now = loop.time()
             for model, client in self._clients.items():
                 known = self._known(client.application)

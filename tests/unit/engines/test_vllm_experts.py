@@ -39,7 +39,7 @@ async def detected(**answers: Any) -> VllmExperts:
 
 
 async def test_what_an_engine_returns_on_its_own_is_counted_at_the_end_of_a_request() -> None:
-    experts = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [], []]})
+    experts = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [0, 1], []]})
     assert experts.blockers == ()
     await experts.refresh()
     assert experts.load is None
@@ -80,10 +80,28 @@ async def test_an_engine_that_does_not_tell_says_why() -> None:
 
 
 async def test_kinds_of_traffic_are_bounded() -> None:
-    experts = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [], []]})
+    experts = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [0, 1], []]})
     for number in range(MAX_TRAFFIC + 5):
         await experts.take(Watched(experts=[ROUTED]), f"kind {number}")
     await experts.refresh()
     assert experts.load is not None
     assert len(experts.load.by_traffic) == MAX_TRAFFIC + 1
     assert experts.load.traffic()[""].tolist() == (5 * COUNTS).tolist()
+
+
+async def test_layers_without_experts_are_left_out() -> None:
+    experts = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [1, 2], []]})
+    dense = np.zeros((3, 1, 2), np.int16)
+    use = await experts.take(Watched(experts=[np.concatenate([dense, ROUTED], axis=1)]), "code")
+    assert use is not None
+    assert (use.shape, use.distinct) == (SHAPE, 6)
+
+
+async def test_experts_that_cannot_be_told_cost_neither_the_answer_nor_the_engine() -> None:
+    told = {vllm_internals.EXPERTS_METHOD: ["tap", [2, 4, 2], []], vllm_internals.EXPERT_LOAD_METHOD: b"odd"}
+    experts = await detected(**told)
+    await experts.refresh()
+    assert experts.blockers == ("counting failed; see the log of the replica",)
+    assert await experts.take(Watched(experts=[COUNTS[np.newaxis]]), "code") is None
+    own = await detected(**{vllm_internals.EXPERTS_METHOD: ["own", [0, 1], []]})
+    assert await own.take(Watched(experts=[ROUTED + 400]), "code") is None

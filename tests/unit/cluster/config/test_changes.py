@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from cluster.config.changes import Way, plan_changes, way_of_model_field
 from cluster.config.cluster import ClusterConfig
 from cluster.config.model import ModelConfig
+from cluster.config.scaling import ScalingConfig
 
 MODEL = {"kind": "dense", "roles": ["strong", "fast"], "source": "embedded:dense"}
 OTHER = {"kind": "mini", "roles": ["helper"], "source": "embedded:mini"}
@@ -107,6 +108,7 @@ def test_every_field_of_a_model_is_known_and_most_need_new_replicas() -> None:
             "max_ongoing_requests",
             "max_queued_requests",
             "drain_timeout_s",
+            *(f"scaling.{field}" for field in ScalingConfig.model_fields),
         )
     }
     assert len(ways) > 40
