@@ -75,13 +75,6 @@ def round_robin(layers: int, experts: int, pools: int) -> Placement:
     return placement
 
 
-def whole_model(layers: int, experts: int, copies: int) -> Placement:
-    """Replication of the whole model: so many pools that hold all of it each. Raises `PlacementError`."""
-    if copies < 1:
-        raise PlacementError("a model without a copy serves nothing")
-    return np.ones((copies, layers, experts), np.bool_)
-
-
 def balanced(weights: Reals, slots: int, pools: int, balance: Balance) -> Placement:
     """What a balancing algorithm makes of weights (layers, experts). Raises `PlacementError` if it forgets an expert.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from cluster.experts.heat import MAX_TRAFFIC
 from cluster.experts.load import Counts, ExpertLoad, ExpertLog, ExpertShape, ExpertUse, packed, unpacked, used
 from deployments.engines import vllm_internals
 from deployments.engines.expert_routing import NO_EXPERTS
@@ -27,8 +28,6 @@ _log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S: Final = 1.0
 """Seconds between two questions for the load at least."""
-MAX_TRAFFIC: Final = 16
-"""Kinds of traffic that the load is told by."""
 
 
 class VllmExperts:
@@ -119,7 +118,7 @@ class VllmExperts:
         return np.bincount(flat, minlength=pairs).reshape(shape.layers, shape.experts).astype(np.int64), shape
 
     def _attribute(self, traffic: str, counts: Counts) -> None:
-        if traffic not in self._traffic and len(self._traffic) >= MAX_TRAFFIC:
+        if traffic not in self._traffic and len(self._traffic) >= MAX_TRAFFIC - ("" not in self._traffic):
             traffic = ""
         before = self._traffic.get(traffic)
         self._traffic[traffic] = counts if before is None else before + counts

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.experts.heat import MAX_TRAFFIC
 from cluster.experts.load import ExpertShape, packed
 from deployments.engines import vllm_experts, vllm_internals
-from deployments.engines.vllm_experts import MAX_TRAFFIC, VllmExperts
+from deployments.engines.vllm_experts import VllmExperts
 from deployments.engines.vllm_kv import Watched
 
 SHAPE = ExpertShape(2, 4, 2)
@@ -85,8 +86,8 @@ async def test_kinds_of_traffic_are_bounded() -> None:
         await experts.take(Watched(experts=[ROUTED]), f"kind {number}")
     await experts.refresh()
     assert experts.load is not None
-    assert len(experts.load.by_traffic) == MAX_TRAFFIC + 1
-    assert experts.load.traffic()[""].tolist() == (5 * COUNTS).tolist()
+    assert len(experts.load.by_traffic) == MAX_TRAFFIC
+    assert experts.load.traffic()[""].tolist() == (6 * COUNTS).tolist()
 
 
 async def test_layers_without_experts_are_left_out() -> None:

@@ -14,7 +14,6 @@ from cluster.experts.placement import (
     rearrange,
     replica_loads,
     round_robin,
-    whole_model,
 )
 
 ONE = np.ones(2)
@@ -36,13 +35,10 @@ def held(placement: Placement, layer: int = 0) -> list[list[int]]:
     return [np.flatnonzero(pool[layer]).tolist() for pool in placement]
 
 
-def test_the_static_placement_goes_in_turn_and_the_whole_model_is_whole() -> None:
+def test_the_static_placement_goes_in_turn() -> None:
     assert held(round_robin(2, 5, 2), layer=1) == [[0, 2, 4], [1, 3]]
-    assert held(whole_model(1, 3, 2)) == [[0, 1, 2], [0, 1, 2]]
     with pytest.raises(PlacementError, match="3 experts cannot be shared out among 4 pools"):
         round_robin(1, 3, 4)
-    with pytest.raises(PlacementError):
-        whole_model(1, 3, 0)
 
 
 def test_tokens_of_a_pair_spread_over_all_replicas_that_hold_it() -> None:
