@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+
+import psutil
+
+from deployments.processes import proportional_memory
 
 
 def process_memory() -> tuple[int, int]:
     """Resident and proportional set size of this process in bytes."""
-    sizes = {"Rss": 0, "Pss": 0}
-    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        if name in sizes:
-            sizes[name] = int(rest.split()[0]) * 1024
-    return sizes["Rss"], sizes["Pss"]
+    return psutil.Process().memory_info().rss, proportional_memory([os.getpid()])
