@@ -91,7 +91,10 @@ def mint(
     limits: KeyLimits | None = None,
 ) -> Minted:
     """A new key. `now` in seconds since 1970; `random_bytes(n)` must be fit for secrets (`secrets.token_bytes`)."""
-    key = PREFIX + base64.urlsafe_b64encode(random_bytes(_KEY_BYTES)).decode().rstrip("=")
+    drawn = random_bytes(_KEY_BYTES)
+    while _would_look_like_an_option(drawn):
+        drawn = random_bytes(_KEY_BYTES)
+    key = PREFIX + base64.urlsafe_b64encode(drawn).decode().rstrip("=")
     salt = random_bytes(_SALT_BYTES).hex()
     record = KeyRecord(
         id=_id_of(key),
@@ -158,6 +161,11 @@ def load_records(text: str) -> dict[str, KeyRecord]:
             raise KeysFileError(f"line {number} of the keys file repeats the id of an earlier key; remove one of them")
         records[record.id] = record
     return records
+
+
+def _would_look_like_an_option(drawn: bytes) -> bool:
+    """Whether the id would begin with `-`, the 62nd letter of URL-safe base64: a command line takes that for an option."""
+    return drawn[0] >> 2 == 62
 
 
 def _id_of(key: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 INGRESS_APPLICATION = "ingress"
 INGRESS_DEPLOYMENT = "Ingress"
 MODEL_DEPLOYMENT = "ModelReplica"
+POOLS_DEPLOYMENT = "ExpertPools"
+"""Decides on the pools of experts of one model, and tells how they stand."""
 
 _MODEL_PREFIX = "model-"
+_POOLS_PREFIX = "pools-"
 
 
 def model_application_name(model: str) -> str:
@@ -24,3 +27,13 @@ def model_of_application(application: str) -> str | None:
     if not application.startswith(_MODEL_PREFIX):
         return None
     return application.removeprefix(_MODEL_PREFIX).split("~", 1)[0]
+
+
+def pools_application_name(model_application: str) -> str:
+    """The Serve application of the expert pools that belong to the application of a model."""
+    return f"{_POOLS_PREFIX}{model_application.removeprefix(_MODEL_PREFIX)}"
+
+
+def pool_deployment_name(pool: str) -> str:
+    """The deployment of one pool in that application."""
+    return f"Pool-{pool}"

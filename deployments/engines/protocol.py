@@ -15,6 +15,7 @@ import msgspec
 
 from cluster.api.json_body import JsonObject
 from cluster.experts.load import ExpertLoad, ExpertUse
+from cluster.experts.pool_use import PoolUse
 from cluster.routing.confidence import TokenConfidence
 from deployments.engines.kv_precision import KvSwitch, KvUse
 
@@ -115,6 +116,8 @@ class EngineReply:
     """What it met in the KV cache."""
     experts: ExpertUse | None = None
     """Which experts it used; None: the model has none, or the engine does not tell."""
+    pools: PoolUse | None = None
+    """What pools of experts did for it; None: the engine has no pools, or no token of it went to one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,3 +104,8 @@ def test_a_damaged_file_is_named_by_line_without_its_content(line: str) -> None:
 def test_an_id_may_stand_once() -> None:
     with pytest.raises(KeysFileError, match="line 2"):
         load_records(dump_records([RECORD, KeyRecord(**RECORD.model_dump())]))
+
+
+def test_no_id_looks_like_an_option_of_a_command_line():
+    draws = iter([b"\xf8" * 32, b"\xfb" * 32, b"\x00" * 32, b"s" * 16])
+    assert mint("alice", 0.0, lambda count: next(draws)[:count]).record.id == "A" * 8

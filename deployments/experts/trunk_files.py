@@ -1,0 +1,37 @@
+"""Where a trunk and the replica that runs it leave each other what they have to know of pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkFiles:
+    """Files and time limits of one trunk. The map is written anew, whole, whenever another one is in force."""
+
+    map: Path
+    """The pool map as JSON (`cluster.experts.pools`); the trunk takes on a newer version within half a second."""
+    secret: Path
+    """What trunks and pools have to know."""
+    answer_s: float
+    """Seconds that one replica may take to answer."""
+    outage_s: float
+    """Seconds that a step waits for any expert of a layer before it fails."""
+    wake_s: float
+    """Seconds that a step waits for a parked pool before other experts stand in."""
+
+    @property
+    def wanted(self) -> Path:
+        """A folder; the trunk touches a file named like a parked pool in it for as long as tokens wait for the pool."""
+        return self.map.with_suffix(".wanted")
+
+    def environment(self) -> dict[str, str]:
+        """What tells an engine process so."""
+        return {
+            "POINTSMAN_POOL_MAP": str(self.map),
+            "POINTSMAN_POOL_SECRET_FILE": str(self.secret),
+            "POINTSMAN_POOL_ANSWER_S": str(self.answer_s),
+            "POINTSMAN_POOL_OUTAGE_S": str(self.outage_s),
+            "POINTSMAN_POOL_WAKE_S": str(self.wake_s),
+        }
