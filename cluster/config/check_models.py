@@ -10,6 +10,7 @@ from cluster.config.engine import EngineType
 from cluster.config.host import url_mistake
 from cluster.config.mistakes import Mistake
 from cluster.config.model import ModelConfig
+from cluster.config.pools import check_pools
 
 _GENERATING: Final = frozenset({EngineType.VLLM, EngineType.SIMULATED})
 ENGINES_OF_KIND: Final = {
@@ -45,6 +46,7 @@ def check_model(path: str, model: ModelConfig) -> Iterator[Mistake]:
     yield from _check_engine(path, model)
     yield from _check_replicas(f"{path}.replicas", model)
     yield from _check_calibration(path, model)
+    yield from check_pools(path, model)
 
 
 def _check_source(path: str, model: ModelConfig) -> Iterator[Mistake]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cluster.config.base import EnvironmentName, Kind, Role, Section
 from cluster.config.engine import EngineConfig, EngineType
+from cluster.config.pools import PoolsConfig
 from cluster.config.precision import ModelPrecisionConfig
 from cluster.config.scaling import ScalingConfig
 
@@ -100,6 +101,8 @@ class ModelConfig(Section):
     """What runs the model."""
     replicas: ReplicaConfig = ReplicaConfig()
     """How many of it there are."""
+    pools: PoolsConfig | None = None
+    """Pools that its experts live in, apart from the engine; null: the engine has them itself."""
     precision: ModelPrecisionConfig = ModelPrecisionConfig()
     """What the precision ladder needs to know of it."""
     price_per_million_tokens: float = Field(0.0, ge=0, le=1e6)
