@@ -12,7 +12,7 @@ import torch
 
 from cluster.experts.pools import Holding, holding_to_json
 from deployments.experts.kernels import ExpertKernel
-from deployments.experts.weights import Checkpoint
+from deployments.experts.source import ExpertSource
 from deployments.experts.wire import PAIR_BYTES, Header, ProtocolError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ExpertPool:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: ExpertSource,
         holds: Holding,
         dtype: str,
         kernel_for: Callable[[torch.dtype, int], ExpertKernel],
