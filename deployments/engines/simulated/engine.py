@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from cluster.api.errors import ApiError
 from cluster.api.prompt_size import prompt_too_long
@@ -18,15 +19,20 @@ from deployments.engines.protocol import (
     EngineDeadError,
     EngineReply,
     EngineRequest,
+    EngineStartError,
     EngineStats,
 )
 from deployments.engines.simulated.active import Active
 from deployments.engines.simulated.clock import Clock, RealClock, VirtualClock
-from deployments.engines.simulated.core import Bounds, Costs, Scheduler
+from deployments.engines.simulated.core import Bounds, Costs, Scheduler, Step
 from deployments.engines.simulated.experts import Experts
 from deployments.engines.simulated.pretence import Pretence
 from deployments.engines.simulated.requests import read_work
 from deployments.engines.simulated.responses import Writer, shown_name
+from deployments.engines.simulated.trunk import SimulatedTrunk
+from deployments.experts.trunk_files import TrunkFiles
+
+_log = logging.getLogger(__name__)
 
 MAX_SEQUENCES: Final = 20_000
 """Sequences that the engine holds, waiting ones included; past that it answers 503, so that its memory is bounded."""
@@ -38,7 +44,10 @@ _PRECISIONS: Final = {OWN: ("simulated16", 1), "fp8": ("fp8", 2)}
 
 
 class SimulatedEngine:
-    """One simulated engine. The same seed and the same requests at the same times give the same answers and times."""
+    """One simulated engine. The same seed and the same requests at the same times give the same answers and times.
+
+    As a `trunk` it has pools compute made-up experts, in real time; its answers are the same.
+    """
 
     kind = "simulated"
     weights = "simulated"
@@ -47,7 +56,9 @@ class SimulatedEngine:
     kv_blockers: tuple[str, ...] = ()
     expert_blockers: tuple[str, ...] = (NO_EXPERTS,)
 
-    def __init__(self, name: str, config: EngineConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self, name: str, config: EngineConfig, clock: Clock | None = None, trunk: TrunkFiles | None = None
+    ) -> None:
         settings = config.simulated or SimulatedConfig()
         self._name = name
         self._seed = settings.seed
@@ -75,11 +86,18 @@ class SimulatedEngine:
         self._experts: Experts | None = None
         if settings.experts is not None:
             self._experts, self.expert_blockers = Experts(settings.experts, settings.seed), ()
+        self._trunk_files = trunk
+        self._trunk: SimulatedTrunk | None = None
+        if trunk is not None and settings.experts is not None:
+            self._trunk = SimulatedTrunk(name, settings.experts, settings.seed, trunk)
+        self._why_dead = f"the simulated engine of model {name!r} is not running"
         if self._kv_precision != OWN:
             self.kv_precisions, self.kv_blockers = (), ("a KV precision that is set to fp8",)
 
     async def start(self) -> None:
-        """Begin to pass time. There is no model to load."""
+        """Begin to pass time. There is no model to load, but a trunk connects to its pools; see `Engine.start`."""
+        if self._trunk_files is not None and self._loop is None:
+            await self._open_trunk()
         if self._loop is None:
             self._loop = asyncio.create_task(self._run(), name=f"simulated-{self._name}")
 
@@ -101,6 +119,7 @@ class SimulatedEngine:
         pretence = Pretence(self._confidence, request.judge_tokens) if request.judge else None
         active = Active(key, work, writer, emit if work.stream else None, request.tenant, pretence)
         used = None if self._experts is None else self._experts.begin(active.sequences, request)
+        pools = None if self._trunk is None or used is None else self._trunk.follow(active.sequences, used.router)
         for sequence in active.sequences:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
@@ -112,7 +131,14 @@ class SimulatedEngine:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
             experts = None if used is None else used.end()
-        reply = replace(active.reply(), experts=experts, kv=active.kv_use(_PRECISIONS[self._kv_precision][0]))
+            if self._trunk is not None:
+                self._trunk.forget(active.sequences)
+        reply = replace(
+            active.reply(),
+            experts=experts,
+            kv=active.kv_use(_PRECISIONS[self._kv_precision][0]),
+            pools=None if pools is None else pools.use(),
+        )
         return reply if pretence is None else replace(reply, confidence=pretence.result())
 
     async def set_kv_precision(self, precision: str) -> KvSwitch:
@@ -133,6 +159,11 @@ class SimulatedEngine:
     def expert_load(self) -> ExpertLoad | None:
         """Of routes that are made up, up to now; see `Engine.expert_load`."""
         return None if self._experts is None else self._experts.load()
+
+    async def pools_report(self) -> dict[str, Any] | None:
+        """What the trunk and its pools did, as of now; see `PoolClient.report`. None: it is no trunk."""
+        self._check_alive()
+        return None if self._trunk is None else await self._trunk.report()
 
     def stats(self) -> EngineStats:
         """A snapshot; never blocks."""
@@ -169,6 +200,21 @@ class SimulatedEngine:
         if loop is not None:
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
+        if self._trunk is not None:
+            await self._trunk.close()
+
+    async def _open_trunk(self) -> None:
+        if self._trunk is None:
+            raise EngineStartError(
+                f"the simulated engine of model {self._name!r} cannot use pools: it has no experts; "
+                "set `engine.simulated.experts`"
+            )
+        if not isinstance(self._clock, RealClock):
+            raise EngineStartError(
+                f"the simulated engine of model {self._name!r} cannot use pools on a virtual clock, as they take real "
+                "time; set `engine.simulated.clock: real`"
+            )
+        await self._trunk.open()
 
     async def _run(self) -> None:
         """One step after the other, each taking its time. Steps follow a schedule, so delays do not add up."""
@@ -181,22 +227,36 @@ class SimulatedEngine:
                     await self._work_came.wait()
                     due = self._clock.now()
                     continue
-                due += step.duration_s
-                await self._clock.sleep_until(due)
+                due = await self._pass(step, due)
                 for made in self._scheduler.finish(step):
                     active = self._active.get(made.key)
                     if active is not None and active.take(made):
                         # A stop sequence ended this choice before its limit.
                         self._scheduler.cancel(made.key)
+        except EngineDeadError as error:
+            self._why_dead = str(error)
+            _log.error("%s", error)
         finally:
-            dead = EngineDeadError(f"the simulated engine of model {self._name!r} has stopped")
+            dead = EngineDeadError(self._why_dead)
             for active in tuple(self._active.values()):
                 if not active.ended.done():
                     active.ended.set_exception(dead)
 
+    async def _pass(self, step: Step, due: float) -> float:
+        """Let the time of a step pass that begins at `due`; returns when the next one begins, by the engine's clock.
+
+        A trunk's step takes as long as its pools do if that is longer. Raises `EngineDeadError` if they cannot be used.
+        """
+        due += step.duration_s
+        begun_s, pooled = self._clock.now(), None if self._trunk is None else self._trunk.begin(step)
+        await self._clock.sleep_until(due)
+        if self._trunk is not None and pooled is not None:
+            due = max(due, begun_s + await self._trunk.finish(pooled))
+        return due
+
     def _check_alive(self) -> None:
         if self._loop is None or self._loop.done():
-            raise EngineDeadError(f"the simulated engine of model {self._name!r} is not running")
+            raise EngineDeadError(self._why_dead)
 
     def _check_room(self, sequences: int) -> None:
         if len(self._active) + sequences > MAX_SEQUENCES:

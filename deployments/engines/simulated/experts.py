@@ -60,7 +60,7 @@ class RequestExperts:
         self, experts: Experts, router: Router, traffic: str, sequences: Several[Sequence], log_tokens: int
     ) -> None:
         self._experts = experts
-        self._router = router
+        self.router = router
         self._traffic = traffic
         self._sequences = sequences
         self._log_tokens = log_tokens
@@ -73,7 +73,7 @@ class RequestExperts:
     def route(self) -> None:
         """Count what was computed since the last time."""
         if self._tape:
-            counts = self._router.counts(self._tape)
+            counts = self.router.counts(self._tape)
             self._tape.clear()
             self._experts.count(counts)
             self._counts = counts if self._counts is None else self._counts + counts
@@ -81,12 +81,12 @@ class RequestExperts:
     def end(self) -> ExpertUse:
         """It ended, or was cancelled: which experts it used."""
         self.route()
-        counts = self._router.shape.zeros() if self._counts is None else self._counts
+        counts = self.router.shape.zeros() if self._counts is None else self._counts
         self._experts.close(self, self._traffic, counts)
         logs = tuple(map(self._log, self._sequences)) if self._log_tokens else ()
-        return used(counts, self._router.shape, logs)
+        return used(counts, self.router.shape, logs)
 
     def _log(self, sequence: Sequence) -> ExpertLog:
         """Its last token was made, but never went through the model."""
         kept = sequence.tokens[: min(self._log_tokens, sequence.computed)]
-        return ExpertLog(tuple(map(fitting_id, kept)), self._router.experts(kept), sequence.computed - len(kept))
+        return ExpertLog(tuple(map(fitting_id, kept)), self.router.experts(kept), sequence.computed - len(kept))
