@@ -15,8 +15,6 @@ from deployments.experts.weights import CheckpointError, ExpertShape
 if TYPE_CHECKING:
     import torch
 
-    from deployments.experts.pool import ExpertPool
-
 DTYPE: Final = "float32"
 """Number format of simulated trunks and pools: sums differ by rounding alone, so a wrong one shows."""
 
@@ -27,7 +25,7 @@ _Floats = npt.NDArray[np.float32]
 
 
 class SyntheticCheckpoint:
-    """An `ExpertSource` whose weights follow from the seed, the layer and the expert. There is nothing on disk."""
+    """A `deployments.experts.pool.ExpertSource` whose weights follow from the seed, the layer and the expert. There is nothing on disk."""
 
     def __init__(self, layers: int, experts: int, hidden: int = 16, intermediate: int = 8, seed: int = 0) -> None:
         self._layers, self._experts, self._seed = layers, experts, seed
@@ -99,11 +97,3 @@ class SyntheticCheckpoint:
 def simulated_checkpoint(config: SimulatedExperts, seed: int) -> SyntheticCheckpoint:
     """The experts of a simulated model; `config` and `seed` are those of `engine.simulated`."""
     return SyntheticCheckpoint(config.layers, config.experts, seed=seed)
-
-
-def simulated_pool(checkpoint: SyntheticCheckpoint, holds: Holding) -> ExpertPool:
-    """A pool with some of them, computed by plain torch. Raises `CheckpointError`."""
-    from deployments.experts.kernels import TorchKernel
-    from deployments.experts.pool import ExpertPool
-
-    return ExpertPool(checkpoint, holds, DTYPE, lambda _dtype, _hidden: TorchKernel())

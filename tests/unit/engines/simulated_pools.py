@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cluster.config.engine import EngineConfig, EngineType, SimulatedConfig, SimulatedExperts
-from cluster.experts.pools import Pool, PoolMap, Replica, split_evenly
+from cluster.experts.pools import Holding, Pool, PoolMap, Replica, split_evenly
 from deployments.engines.protocol import Endpoint, EngineReply, EngineRequest
 from deployments.engines.simulated import SimulatedEngine
+from deployments.experts.kernels import TorchKernel
+from deployments.experts.pool import ExpertPool
 from deployments.experts.pool_server import PoolServer
-from deployments.experts.synthetic import SyntheticCheckpoint, simulated_checkpoint, simulated_pool
+from deployments.experts.synthetic import DTYPE, SyntheticCheckpoint, simulated_checkpoint
 from deployments.experts.trunk_files import TrunkFiles
 from deployments.experts.wire import address_of, listen
 
@@ -22,6 +24,11 @@ EXPERTS = SimulatedExperts(layers=3, experts=8, top_k=2)
 SEED = 7
 SECRET = b"a secret of the tests"
 HALVES = split_evenly(range(EXPERTS.layers), EXPERTS.experts, 2)
+
+
+def simulated_pool(checkpoint: SyntheticCheckpoint, holds: Holding) -> ExpertPool:
+    """A pool of made-up experts as Ray Serve's replicas have it."""
+    return ExpertPool(checkpoint, holds, DTYPE, lambda _dtype, _hidden: TorchKernel())
 
 
 class Slow:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cluster.config.engine import SimulatedExperts
-from deployments.experts.synthetic import SyntheticCheckpoint, simulated_checkpoint, simulated_pool
+from deployments.experts.synthetic import SyntheticCheckpoint, simulated_checkpoint
 from deployments.experts.weights import CheckpointError
 from deployments.experts.wire import FrameKind, Header
+from tests.unit.engines.simulated_pools import simulated_pool
 
 LAYERS, EXPERTS = 3, 6
 
