@@ -4,6 +4,9 @@ Serve opens a gRPC server in every replica for calls between deployments and bin
 node's address is; its messages are unpickled. Here it is bound to the node's own address instead: loopback on a cluster
 of one machine.
 
+Serve's interface for whoever scales deployments from outside is a page of Ray's dashboard, which is off here; what stands
+behind the page is called directly.
+
 And Serve takes each deployment that it is handed for a new version of its code, and restarts its replicas. Here a
 deployment names its version, so that one which differs in its settings alone keeps them.
 """
@@ -13,6 +16,8 @@ from __future__ import annotations
 import ray
 from ray.serve import Deployment
 from ray.serve._private import replica as serve_replica
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 SUPPORTED_VERSION = "2.60.0"
 
@@ -41,6 +46,15 @@ def bind_replica_server_to_node() -> None:
         return int(original(server, address))
 
     setattr(serve_replica, _BINDER, add_port)
+
+
+async def set_replicas(application: str, deployment: str, count: int) -> None:
+    """Have a deployment, of an application that was run with `external_scaler_enabled`, go to so many replicas.
+
+    From inside a replica. Raises what the controller raises.
+    """
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    await controller.update_deployment_replicas.remote(DeploymentID(deployment, application), count)
 
 
 def with_version(deployment: Deployment, version: str) -> Deployment:

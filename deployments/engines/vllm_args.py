@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from cluster.config.model import ModelConfig
+    from deployments.experts.trunk_files import TrunkFiles
 
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class VllmLaunch:
     path: Path
     """Folder of the checkpoint."""
     model: ModelConfig
+    trunk: TrunkFiles | None = None
+    """Where it finds the pools that its experts live in; None: it has them itself."""
 
     def at_kv_precision(self, precision: str) -> VllmLaunch:
         """The same with another KV precision; `auto` is the one of the config."""

@@ -65,6 +65,8 @@ class VllmEngine:
         """Load the model. Raises `EngineStartError` naming the model and what vLLM said."""
         accelerated = has_gpu()
         os.environ.update(engine_environment(self._launch.model, accelerated))
+        if self._launch.trunk is not None:
+            os.environ.update(self._launch.trunk.environment())
         loop = asyncio.get_running_loop()
         born: asyncio.Future[None] = loop.create_future()
         # The kernel ties the engine core to the thread that started it, so that thread must live as long as the

@@ -26,6 +26,11 @@ class TrunkFiles:
         """A folder; the trunk touches a file named like a parked pool in it for as long as tokens wait for the pool."""
         return self.map.with_suffix(".wanted")
 
+    @property
+    def longest_s(self) -> float:
+        """Seconds that a step may wait for pools: for an answer that does not come, then for somebody else."""
+        return self.answer_s + max(self.outage_s, self.wake_s)
+
     def environment(self) -> dict[str, str]:
         """What tells an engine process so."""
         return {

@@ -15,9 +15,14 @@ from ray.serve.schema import ApplicationStatus
 from cluster.config.changes import ChangePlan, Way, plan_changes
 from cluster.config.cluster import ClusterConfig
 from cluster.config.in_force import in_force
-from deployments.head.applications import ingress_application, model_application, run_application
+from deployments.head.applications import ingress_application, run_application, run_model
 from deployments.head.reasons import cause, short
-from deployments.names import INGRESS_APPLICATION, later_application_name, model_application_name
+from deployments.names import (
+    INGRESS_APPLICATION,
+    later_application_name,
+    model_application_name,
+    pools_application_name,
+)
 from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
@@ -96,9 +101,7 @@ class Changer:
     def _run_model(self, name: str, running: Running, model_paths: Mapping[str, Path | None]) -> None:
         """Hand a model's application to Serve as it is in `running`."""
         # Its path is known to the replicas alone; those that start later read it from the application, too.
-        application = running.applications[name]
-        path = model_paths.get(name)
-        run_application(application, model_application(name, running.config, path, self._state_dir, application))
+        run_model(name, running.config, model_paths.get(name), self._state_dir, running.applications[name])
 
     def _start(
         self,
@@ -117,7 +120,7 @@ class Changer:
                 name = model_application_name(model) if generation == 1 else later_application_name(model, generation)
                 fresh[model] = name
                 say(f"{model}: loading")
-                run_application(name, model_application(model, new, paths.get(model), self._state_dir, name))
+                run_model(model, new, paths.get(model), self._state_dir, name)
                 self._wait(name, model, timeout_s)
         except BaseException:
             self._delete(fresh.values())
@@ -144,8 +147,11 @@ class Changer:
         self._wait(INGRESS_APPLICATION, "the ingress", INGRESS_S)
 
     def _delete(self, applications: Iterable[str]) -> None:
+        """Have applications end, and the pools of those that have some: these wait for their trunks by themselves."""
         for name in applications:
-            try:
-                serve.delete(name, _blocking=False)
-            except Exception:  # noqa: BLE001 - it may be gone already; what it holds is seen in `status`
-                _log.exception("a Serve application cannot be deleted", extra={"application": name})
+            for one in (name, pools_application_name(name)):
+                try:
+                    if one in serve.status().applications:
+                        serve.delete(one, _blocking=False)
+                except Exception:  # noqa: BLE001 - it may be gone already; what it holds is seen in `status`
+                    _log.exception("a Serve application cannot be deleted", extra={"application": one})

@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from cluster.config.cluster import ClusterConfig
-from deployments.head.applications import ingress_application, model_application, run_application
+from deployments.head.applications import applications_of, ingress_application, run_application, run_model
 from deployments.head.best_effort import attempt
 from deployments.head.change import ChangeError, Changer, Running
 from deployments.head.guard import Guard
@@ -33,7 +33,8 @@ from deployments.head.state import (
     write_config_in_force,
     write_state,
 )
-from deployments.names import INGRESS_APPLICATION, model_application_name
+from deployments.names import INGRESS_APPLICATION, model_application_name, pools_application_name
+from deployments.pools.secret import make_pools_folder, remove_pools_folder
 from deployments.processes import adopt_orphans, kill_all, processes_of
 from deployments.telemetry.log_safety import Safe
 
@@ -101,6 +102,7 @@ class Head:
             try:
                 self._ray_temp_dir = cluster.prepare()
                 write_config_in_force(self._options.state_dir, self._config)
+                make_pools_folder(self._options.state_dir)
                 self._write(Phase.STARTING, "starting Ray")
                 self._ray_address = cluster.start()
                 # Ray has put its own handlers in the place of ours; they would end this process without its clean-up.
@@ -122,8 +124,7 @@ class Head:
             if self._stop.is_set():
                 return
             path = self._model_paths[name]
-            as_name = self._applications[name]
-            run_application(as_name, model_application(name, self._config, path, self._options.state_dir, as_name))
+            run_model(name, self._config, path, self._options.state_dir, self._applications[name])
             if position == 0:
                 self._wait_for(name, FIRST_ALONE_S)
 
@@ -201,7 +202,10 @@ class Head:
         status = serve.status()
         for name in self._config.models:
             application = status.applications.get(self._applications[name])
-            if application is not None:
+            pools = status.applications.get(pools_application_name(self._applications[name]))
+            if pools is not None and pools.status is ApplicationStatus.DEPLOY_FAILED:
+                self._models[name] = self._model_state(name, pools.status, f"its expert pools: {cause(pools)}")
+            elif application is not None:
                 self._models[name] = self._model_state(name, application.status, cause(application))
         ingress = status.applications.get(INGRESS_APPLICATION)
         phases = {state.phase for state in self._models.values()}
@@ -266,13 +270,16 @@ class Head:
         self._write(Phase.STOPPING, "stopping")
         # Whatever hangs on the way down, the processes end: the graceful way has this long.
         drain_s = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
-        ours = [INGRESS_APPLICATION, *self._applications.values()]
+        ours = [INGRESS_APPLICATION]
+        for name, application in self._applications.items():
+            ours += applications_of(application, self._config.models[name])
         graceful = threading.Thread(target=cluster.stop, args=(drain_s, ours), name="graceful-stop", daemon=True)
         graceful.start()
         graceful.join(drain_s + STOP_S)
         attempt("end the guard", guard.close)
         attempt("end what is left", self._sweep)
         attempt("remove Ray's directory", cluster.remove_temporary)
+        attempt("remove what pools left", lambda: remove_pools_folder(self._options.state_dir))
         attempt("settle the state file", self._settle)
 
     def _sweep(self) -> None:

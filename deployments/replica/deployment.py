@@ -9,7 +9,11 @@ from ray import serve
 
 from deployments.autoscaling import Figures
 from deployments.channel.sender import IngressAddress
+from deployments.experts.trunk_files import TrunkFiles
 from deployments.paths import logs_path
+from deployments.pools.following import PoolFollower
+from deployments.pools.serve_pools import ServePools
+from deployments.pools.spec import trunk_files
 from deployments.replica.engines import make_engine
 from deployments.replica.replica import Replica
 from deployments.replica.spec import ReplicaCall, ReplicaSpec
@@ -34,14 +38,15 @@ class ModelReplica:
         process = f"replica:{spec.name}"
         self._logs = setup_logging(f"replica-{spec.name}", logs_path(spec.state_dir), level=spec.telemetry.log_level)
         self._telemetry = setup_telemetry(process, spec.telemetry, spec.state_dir)
-        context = serve.get_replica_context()
-        engine = make_engine(spec)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._follower, trunk = await _follow_pools(spec, name)
+        engine = make_engine(spec, trunk)
         self._replica = Replica(
             spec.name,
-            context.replica_id.unique_id,
+            name,
             engine,
             ReplicaTracer(spec.name, engine.kind),
-            WatchLimits.of(spec.model.replicas.stall_timeout_s),
+            WatchLimits.of(spec.model.replicas.stall_timeout_s, 0.0 if trunk is None else trunk.longest_s),
             self._save,
         )
         self._figures = Figures()
@@ -77,5 +82,17 @@ class ModelReplica:
         replica = getattr(self, "_replica", None)
         if replica is not None:
             await replica.drain()
+            if self._follower is not None:
+                await self._follower.close()
             await asyncio.to_thread(self._telemetry.close)
             self._logs.close()
+
+
+async def _follow_pools(spec: ReplicaSpec, name: str) -> tuple[PoolFollower | None, TrunkFiles | None]:
+    """Finds the pools of a model that has some: its engine connects to them when it starts. Raises `EngineStartError`."""
+    if spec.pools is None or spec.model.pools is None:
+        return None, None
+    files = trunk_files(spec.state_dir, name, spec.model.pools)
+    follower = PoolFollower(ServePools(spec.pools, name), files)
+    await follower.start(spec.model.replicas.start_timeout_s)
+    return follower, files

@@ -7,11 +7,15 @@ from pathlib import Path
 from cluster.config.engine import EngineType
 from cluster.config.model import ModelConfig
 from deployments.engines.protocol import Engine, EngineStartError
+from deployments.experts.trunk_files import TrunkFiles
 from deployments.replica.spec import ReplicaSpec
 
 
-def make_engine(spec: ReplicaSpec) -> Engine:
-    """The engine, not started. Imports only what that engine needs: a replica of one kind pays for no other."""
+def make_engine(spec: ReplicaSpec, trunk: TrunkFiles | None = None) -> Engine:
+    """The engine, not started; with `trunk` its experts are in pools.
+
+    Imports only what that engine needs: a replica of one kind pays for no other.
+    """
     kind = spec.model.engine.type
     if kind is EngineType.EXTERNAL:
         from deployments.engines.external import ExternalEngine
@@ -22,7 +26,7 @@ def make_engine(spec: ReplicaSpec) -> Engine:
     if kind is EngineType.SIMULATED:
         from deployments.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine(spec.name, spec.model.engine)
+        return SimulatedEngine(spec.name, spec.model.engine, trunk=trunk)
     if spec.path is None:
         raise EngineStartError(
             f"the checkpoint of model {spec.name!r} cannot be had; `pointsman models build` says why. "
@@ -32,15 +36,15 @@ def make_engine(spec: ReplicaSpec) -> Engine:
         from deployments.engines.encoder import EncoderEngine
 
         return EncoderEngine(spec.name, spec.path, spec.model)
-    return vllm_engine(spec.name, spec.path, spec.model)
+    return vllm_engine(spec.name, spec.path, spec.model, trunk)
 
 
-def vllm_engine(name: str, path: Path, model: ModelConfig) -> Engine:
+def vllm_engine(name: str, path: Path, model: ModelConfig, trunk: TrunkFiles | None = None) -> Engine:
     """A vLLM engine of the checkpoint in a folder, with a second one in reserve where the model's config says so."""
     from deployments.engines.vllm_args import VllmLaunch
     from deployments.engines.vllm_engine import VllmEngine
 
-    launch = VllmLaunch(name, path, model)
+    launch = VllmLaunch(name, path, model, trunk)
     if not model.engine.kv_second_engine:
         return VllmEngine(launch)
     from deployments.engines.second_engine import SecondEngine

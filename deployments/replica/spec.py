@@ -21,6 +21,8 @@ class ReplicaSpec:
     """Folder of the checkpoint; None for a model that has none (external, simulated)."""
     telemetry: TelemetryConfig
     state_dir: Path
+    pools: str | None = None
+    """Serve application of the pools that the model's experts live in; None: its engine has them."""
 
 
 @dataclass(frozen=True, slots=True)

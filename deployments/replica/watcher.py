@@ -32,9 +32,13 @@ class WatchLimits:
     """A heartbeat unanswered this long, whatever the engine does: hung."""
 
     @classmethod
-    def of(cls, stall_timeout_s: float) -> WatchLimits:
-        """Those of a config: what it sets for an idle engine is never longer than what a busy one is given."""
-        return cls(idle_silence_s=stall_timeout_s, stall_s=max(STALL_S, stall_timeout_s))
+    def of(cls, stall_timeout_s: float, waits_s: float = 0.0) -> WatchLimits:
+        """Those of a config: what it sets for an idle engine is never longer than what a busy one is given.
+
+        `waits_s`: seconds that the engine may wait for others without computing.
+        """
+        idle_s = stall_timeout_s + waits_s
+        return cls(idle_silence_s=idle_s, stall_s=max(STALL_S, idle_s))
 
 
 @dataclass(slots=True)
