@@ -34,6 +34,13 @@ def pools_application_name(model_application: str) -> str:
     return f"{_POOLS_PREFIX}{model_application.removeprefix(_MODEL_PREFIX)}"
 
 
+def model_of_pools(application: str) -> str | None:
+    """The model whose expert pools are in a Serve application; None for one that is no such."""
+    if not application.startswith(_POOLS_PREFIX):
+        return None
+    return application.removeprefix(_POOLS_PREFIX).split("~", 1)[0]
+
+
 def pool_deployment_name(pool: str) -> str:
     """The deployment of one pool in that application."""
     return f"Pool-{pool}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,3 +36,23 @@ class PoolUse:
     """Tokens times layers that were sent a second time, as a replica broke or was late."""
     degraded_rows: int = 0
     """Tokens times layers in which other experts stood in for some that nobody could compute."""
+
+
+def together(uses: Sequence[PoolUse]) -> PoolUse | None:
+    """What was done for several sequences of one request, which went through the same steps; None for none of them."""
+    if not uses:
+        return None
+    parts: dict[str, PoolPart] = {}
+    for part in (part for use in uses for part in use.parts):
+        known = parts.get(part.pool, PoolPart(part.pool, 0))
+        replicas = tuple(dict.fromkeys((*known.replicas, *part.replicas)))[:MAX_REPLICAS_NAMED]
+        parts[part.pool] = PoolPart(part.pool, known.pairs + part.pairs, replicas)
+    return PoolUse(
+        begun_s=min(use.begun_s for use in uses),
+        ended_s=max(use.ended_s for use in uses),
+        steps=max(use.steps for use in uses),
+        wait_s=max(use.wait_s for use in uses),
+        parts=tuple(parts[pool] for pool in sorted(parts)),
+        resent_rows=sum(use.resent_rows for use in uses),
+        degraded_rows=sum(use.degraded_rows for use in uses),
+    )

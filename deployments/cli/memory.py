@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from deployments.cli.members import members_of, title_of
 from deployments.cli.place import HEAD_MODULE
-from deployments.names import INGRESS_APPLICATION, model_of_application
+from deployments.names import INGRESS_APPLICATION, model_of_application, model_of_pools
 from deployments.processes import parent_of, proportional_memory
 
-HEAD, RAY, INGRESS, REPLICAS, ENGINES = "head", "ray", "ingress", "replicas", "engines"
-GROUPS = (HEAD, RAY, INGRESS, REPLICAS, ENGINES)
+HEAD, RAY, INGRESS, REPLICAS, ENGINES, POOLS = "head", "ray", "ingress", "replicas", "engines", "pools"
+GROUPS = (HEAD, RAY, INGRESS, REPLICAS, ENGINES, POOLS)
 
 _REPLICA_TITLE = "ray::ServeReplica:"
 _MAX_DEPTH = 16
@@ -23,7 +23,7 @@ class ProcessGroup:
     name: str
     """One of `GROUPS`."""
     model: str | None
-    """The model that replicas and engines belong to."""
+    """The model that replicas, engines and expert pools belong to."""
     pids: tuple[int, ...]
     pss_bytes: int
     """Proportional set size: what they share among each other counts once."""
@@ -46,6 +46,8 @@ def _group(pid: int, head: int, titles: dict[int, str]) -> tuple[str, str | None
     if pid == head or HEAD_MODULE in titles[pid]:
         return HEAD, None
     own = _application(titles[pid])
+    if own is not None and model_of_pools(own) is not None:
+        return POOLS, model_of_pools(own)
     if own is not None:
         return (INGRESS, None) if own == INGRESS_APPLICATION else (REPLICAS, model_of_application(own) or own)
     ancestor = parent_of(pid)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from deployments.engines.vllm_experts import VllmExperts
     from deployments.engines.vllm_kv import VllmKv
     from deployments.engines.vllm_openai import OpenAILayer
+    from deployments.engines.vllm_pools import VllmPools
     from deployments.engines.vllm_window import ChatWindow
 
 _ERROR_PREFIX = 'data: {"error"'
@@ -57,6 +58,7 @@ class VllmEngine:
         self._window: ChatWindow | None = None
         self._kv: VllmKv | None = None
         self._experts: VllmExperts | None = None
+        self._pools: VllmPools | None = None
         self._changing = asyncio.Lock()
         self._switches = 0
         self._neutralise: Callable[[object], object] = lambda value: value
@@ -100,6 +102,7 @@ class VllmEngine:
         from deployments.engines.vllm_experts import VllmExperts
         from deployments.engines.vllm_kv import VllmKv
         from deployments.engines.vllm_openai import OpenAILayer
+        from deployments.engines.vllm_pools import VllmPools
         from deployments.engines.vllm_tokenizing import guard_special_tokens
 
         engine, config = self._running(), self._launch.model.engine
@@ -115,6 +118,8 @@ class VllmEngine:
         self._sized()
         self._experts = VllmExperts(engine)
         await self._experts.detect()
+        if self._launch.trunk is not None:
+            self._pools = VllmPools(engine)
         await self.heartbeat()
         # One throw-away token: the first real request does not pay for lazy set-up.
         await self._warm_up()
@@ -164,6 +169,7 @@ class VllmEngine:
             confidence=judging.result() if judging is not None else None,
             kv=await self._kv.used(notes),
             experts=await self._experts.take(notes, request.traffic),
+            pools=None if self._pools is None else await self._pools.take(notes),
             usage=replace(
                 usage, truncated_turns=truncated.truncated_turns, truncated_tokens=truncated.truncated_tokens
             ),
@@ -311,7 +317,7 @@ class VllmEngine:
         pids = self.pids()
         engine, self._engine = self._engine, None
         # They hold the engine, too, and it complains if it is collected while the interpreter ends.
-        self._layer = self._window = self._kv = self._experts = None
+        self._layer = self._window = self._kv = self._experts = self._pools = None
         if engine is not None:
             await asyncio.to_thread(functools.partial(engine.shutdown, timeout=5.0))
             # vLLM sends a last SIGKILL and does not wait for what it does.

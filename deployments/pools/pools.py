@@ -1,235 +1,60 @@
-"""The deployment that knows all pools of a model: it scales them by heat, moves experts, and tells trunks where they are."""
+"""The deployment that knows all pools of a model: Serve's view of `PoolsKeeper`."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import deque
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import msgspec
-
-from cluster.experts.balancing import PoolBooks, Report, holding_of, includes
-from cluster.experts.load import ExpertShape
-from cluster.experts.moving import Mover, Stage
-from cluster.experts.pools import Holding, Pool, PoolMap, Replica
-from cluster.experts.pools_view import MAX_CHANGES, ChangeView, PoolsView, PoolView, ReplicaView
+from cluster.experts.balancing import Report
+from cluster.experts.pools import Holding
 from deployments.names import pool_deployment_name
 from deployments.paths import logs_path
-from deployments.pools.checkpoint import expert_dtype, open_checkpoint
+from deployments.pools.checkpoint import open_checkpoint
+from deployments.pools.keeper import PoolsKeeper
 from deployments.pools.spec import PoolsSpec
-from deployments.pools.trunks import Trunks
 from deployments.serve_internals import bind_replica_server_to_node, set_replicas
-from deployments.telemetry.log_safety import Safe
 from deployments.telemetry.logs import setup_logging
-
-if TYPE_CHECKING:
-    from cluster.experts.placement import Balance
-    from cluster.experts.replication_state import Decision
-
-_log = logging.getLogger(__name__)
-
-LOOK_S = 0.5
-"""Seconds between two decisions."""
-ASK_S = 5.0
-"""Seconds that a trunk's question for a newer map is kept open."""
-RESUME_S = 5.0
-"""Seconds for which one that was started anew listens before it takes the pools for what they are."""
 
 
 class ExpertPools:
-    """One per model. Trunks and pools go on without it while it is being replaced."""
+    """It forwards to the keeper, which has Serve scale the deployments of its application."""
 
     async def __init__(self, spec: PoolsSpec, *_pools: object) -> None:  # type: ignore[misc]  # Serve awaits it
         bind_replica_server_to_node()
         self._spec = spec
         self._logs = setup_logging(f"pools-{spec.model}", logs_path(spec.state_dir), level=spec.telemetry.log_level)
-        checkpoint = await asyncio.to_thread(open_checkpoint, spec)
-        self._layers = checkpoint.layers
-        shape = ExpertShape(len(checkpoint.layers), checkpoint.experts, 1)
-        width = {"float32": 4}.get(expert_dtype(spec), 2)
-        pair_bytes = 3 * checkpoint.shape.hidden * checkpoint.shape.intermediate * width
-        self._books = PoolBooks(spec.pools, shape, pair_bytes, spec.names)
-        self._mover = Mover(self._books.placement)
-        self._trunks = Trunks(time.time())
-        self._changes: deque[ChangeView] = deque(maxlen=MAX_CHANGES)
-        self._lacks: dict[str, str] = {}
-        self._began_s = time.monotonic()
-        self._resumed = False
-        self._balance: Balance | None = None
-        self._looking = asyncio.get_running_loop().create_task(self._look_after())
+        self._keeper = PoolsKeeper(spec, await asyncio.to_thread(open_checkpoint, spec), self._scale)
+        self._keeper.start()
 
-    # What replicas of pools call.
+    async def _scale(self, pool: str, replicas: int) -> None:
+        await set_replicas(self._spec.application, pool_deployment_name(pool), replicas)
 
     async def told(self, report: Report) -> Holding:
-        """Take in the report of a replica; returns what it is to hold."""
-        now = time.monotonic()
-        self._books.take(report, now)
-        self._publish(now)
-        return holding_of(self._mover.held, self._spec.names.index(report.pool), self._layers)
+        """For replicas of pools; see `PoolsKeeper.told`."""
+        return await self._keeper.told(report)
 
     async def leaving(self, replica: str) -> bool:
-        """A replica is about to stop. Returns whether trunks do without it: they keep the last one of a pool until they end."""
-        goes = self._books.leave(replica)
-        self._publish(time.monotonic())
-        return goes
-
-    # What trunks call.
+        """For replicas of pools; see `PoolsKeeper.leaving`."""
+        return await self._keeper.leaving(replica)
 
     async def map(self, trunk: str, node: str, known: int) -> str | None:
-        """The pool map for a trunk on a node as JSON, once it is newer than `known`; None: nothing new within `ASK_S`."""
-        now = time.monotonic()
-        self._trunks.asks(trunk, known, now)
-        if known and not self._trunks.version:
-            self._resume(now)
-        found = await self._trunks.newer(known, ASK_S)
-        self._trunks.asks(trunk, known, time.monotonic())
-        return None if found is None else self._map_for(node, found)
+        """For trunks; see `PoolsKeeper.map`."""
+        return await self._keeper.map(trunk, node, known)
 
     async def invoked(self, pool: str) -> None:
-        """Tokens of a trunk wait for a parked pool."""
-        self._books.asked(pool, time.monotonic())
-
-    # What the ingress calls.
+        """For trunks; see `PoolsKeeper.invoked`."""
+        await self._keeper.invoked(pool)
 
     async def view(self) -> bytes:
-        """`PoolsView` as JSON."""
-        now = time.monotonic()
-        books = self._books
-        per_s = books.pool_per_s(now)
-        pools = tuple(
-            PoolView(
-                name=name,
-                experts=int(self._mover.placement[number].sum()),
-                target=books.target(name),
-                pairs_per_s=round(per_s[name], 1),
-                capacity_pairs_per_s=round(books.capacity(name), 1),
-                replicas=tuple(self._replica(one.report, one.pairs_per_s) for one in books.serving(name)),
-                lacks=self._lacks.get(name, ""),
-            )
-            for number, name in enumerate(self._spec.names)
-        )
-        view = PoolsView(
-            version=self._trunks.version,
-            layers=books.shape.layers,
-            experts=books.shape.experts,
-            memory_bytes=books.memory_bytes,
-            pools=pools,
-            changes=tuple(self._changes),
-            moved_pairs=self._mover.moved_pairs,
-        )
-        return msgspec.json.encode(view)
+        """For the ingress: `PoolsView` as JSON."""
+        return await self._keeper.view()
 
     def check_health(self) -> None:
         """Serve's health check."""
-        if self._looking.done():
-            raise RuntimeError("nobody decides on the pools any more")
+        self._keeper.check()
 
     async def __del__(self) -> None:
         """Serve awaits this when it stops it gracefully."""
-        looking = getattr(self, "_looking", None)
-        if looking is not None:
-            looking.cancel()
+        keeper = getattr(self, "_keeper", None)
+        if keeper is not None:
+            keeper.stop()
             self._logs.close()
-
-    async def _look_after(self) -> None:
-        if self._spec.pools.uneven is not None and len(self._spec.names) > 1:
-            self._balance = await asyncio.to_thread(_balancing)
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                await self._look(time.monotonic())
-            except Exception as error:  # noqa: BLE001 - Serve's controller may be away for a moment
-                _log.warning("the pools could not be looked after: %s: %s", type(error).__name__, Safe(str(error)))
-
-    async def _look(self, now: float) -> None:
-        self._books.forget_silent(now)
-        self._publish(now)
-        if not self._trunks.version:
-            return
-        # While experts move, what pools hold is between two placements, and more memory is in use than the policy knows of.
-        balance = self._balance if self._mover.stage is Stage.RESTS else None
-        decision = await asyncio.to_thread(self._books.decide, now, balance)
-        self._lacks = {one.pool: one.reason for one in decision.blocked}
-        await self._scale(decision)
-        if decision.rearrangement is not None:
-            _log.info("experts change their pools: %d pairs", len(decision.rearrangement.moves))
-            self._mover.begin(decision.rearrangement.placement, now)
-
-    async def _scale(self, decision: Decision) -> None:
-        for change in decision.changes:
-            _log.info("pool %s: %d to %d replicas: %s", change.pool, change.before, change.after, Safe(change.reason))
-            self._changes.append(
-                ChangeView(change.pool, change.before, change.after, change.cause, change.reason, time.time())
-            )
-            await set_replicas(self._spec.application, pool_deployment_name(change.pool), change.after)
-
-    def _resume(self, now: float) -> None:
-        """A trunk knows a map that this one did not make: it was started anew, so the pools are what they are."""
-        if self._resumed or now - self._began_s < RESUME_S:
-            return
-        self._resumed = True
-        for name in self._spec.names:
-            self._books.resume(name, len(self._books.serving(name)))
-        self._publish(now)
-
-    def _publish(self, now: float) -> None:
-        """A newer map, if something changed and enough is known for the first one."""
-        books = self._books
-        loaded = all(
-            includes(one.report.holds, holding_of(self._mover.held, number, self._layers))
-            for number, name in enumerate(self._spec.names)
-            for one in books.serving(name)
-        )
-        if self._mover.advance(now, loaded=loaded, told=self._trunks.all_know(now)):
-            books.placement = self._mover.placement
-        serving: dict[str, tuple[Report, ...]] = {}
-        for number, name in enumerate(self._spec.names):
-            needed = holding_of(self._mover.placement, number, self._layers)
-            serving[name] = tuple(one.report for one in books.serving(name) if includes(one.report.holds, needed))
-        whole = all(serving.values())
-        if self._trunks.version or whole or self._resumed:
-            self._trunks.publish(_signature(serving, self._mover.moved_pairs), serving)
-            self._note_reached(serving)
-
-    def _note_reached(self, serving: dict[str, tuple[Report, ...]]) -> None:
-        """Changes whose replicas trunks are told of by now."""
-        for number, change in enumerate(self._changes):
-            if change.took_s is None and len(serving[change.pool]) == change.after == self._books.target(change.pool):
-                self._changes[number] = replace(change, took_s=round(time.time() - change.at_s, 2))
-
-    def _map_for(self, node: str, serving: dict[str, tuple[Report, ...]]) -> str:
-        pools = []
-        for number, name in enumerate(self._spec.names):
-            replicas = tuple(
-                Replica(one.replica, one.unix if one.unix and one.node == node else one.tcp) for one in serving[name]
-            )
-            pools.append(Pool(name, replicas, holding_of(self._mover.placement, number, self._layers)))
-        return PoolMap(self._trunks.version, tuple(pools)).to_json()
-
-    @staticmethod
-    def _replica(report: Report, pairs_per_s: float) -> ReplicaView:
-        return ReplicaView(
-            name=report.replica,
-            node=report.node,
-            pairs=int(report.tokens.sum()),
-            pairs_per_s=round(pairs_per_s, 1),
-            queue_rows=report.queue_rows,
-            weight_bytes=report.weight_bytes,
-            overhead_bytes=report.overhead_bytes,
-        )
-
-
-def _signature(serving: dict[str, tuple[Report, ...]], moved_pairs: int) -> object:
-    """Equal as long as trunks have nothing new to learn."""
-    return moved_pairs, {name: [(one.replica, one.unix, one.tcp) for one in some] for name, some in serving.items()}
-
-
-def _balancing() -> Balance:
-    """vLLM's algorithm, loaded: that takes seconds, which the first decision must not wait for."""
-    from deployments.engines.vllm_balancing import balance, policy
-
-    policy()
-    return balance
