@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from cluster.experts.load import ExpertUse
+from cluster.experts.pool_use import PoolUse
 from cluster.records.precision_change import PrecisionChange
 from cluster.telemetry import names
 from deployments.engines.protocol import EngineReply, EngineRequest
+
+MAX_POOL_SPANS: Final = 16
+"""Pools of experts that a request has spans of, those that computed most; there may be hundreds."""
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -26,6 +32,8 @@ class ReplicaSpan:
 
     span: Span
     trace_headers: Mapping[str, str]
+    tracer: Tracer
+    """Makes the spans below it."""
 
     def lived_through(self, change: PrecisionChange) -> None:
         """The KV precision changed under the request."""
@@ -42,6 +50,8 @@ class ReplicaSpan:
             self.span.set_attribute(names.KV_RECOMPUTED_TOKENS, kv.recomputed_tokens)
         if reply.experts is not None and reply.experts.tokens:
             self.span.set_attributes(expert_attributes(reply.experts))
+        if reply.pools is not None:
+            self._pools(reply.pools)
         self.span.set_attribute(names.USAGE_INPUT_TOKENS, usage.prompt_tokens)
         self.span.set_attribute(names.USAGE_OUTPUT_TOKENS, usage.completion_tokens)
         self.span.set_attribute(names.USAGE_CACHED_TOKENS, usage.cached_tokens)
@@ -52,6 +62,23 @@ class ReplicaSpan:
             self.span.set_attribute(names.FINISH_REASONS, (reply.finish_reason,))
         if reply.status >= 400:
             self.span.set_status(Status(StatusCode.ERROR, f"status {reply.status}"))
+
+    def _pools(self, use: PoolUse) -> None:
+        """What pools of experts did, each as a span from the first step that the request had part in to the last."""
+        begun_ns = round(use.begun_s * 1e9)
+        ended_ns = max(begun_ns, round(use.ended_s * 1e9))
+        self.span.set_attributes(pools_attributes(use))
+        if use.degraded_rows:
+            told = {names.POOLS_DEGRADED_ROWS: use.degraded_rows}
+            self.span.add_event(names.EVENT_EXPERTS_DEGRADED, told, timestamp=ended_ns)
+        above = trace.set_span_in_context(self.span, Context())
+        for part in heapq.nlargest(MAX_POOL_SPANS, use.parts, key=lambda part: part.pairs):
+            attributes: dict[str, str | int | tuple[str, ...]] = {
+                names.POOL: part.pool,
+                names.POOL_PAIRS: part.pairs,
+                names.POOL_REPLICAS: part.replicas,
+            }
+            self.tracer.start_span(names.SPAN_POOL, above, attributes=attributes, start_time=begun_ns).end(ended_ns)
 
 
 class ReplicaTracer:
@@ -90,7 +117,7 @@ class ReplicaTracer:
             headers: dict[str, str] = {}
             _propagator.inject(headers)
             try:
-                yield ReplicaSpan(span, headers)
+                yield ReplicaSpan(span, headers, self._tracer)
             except Exception as error:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
@@ -105,6 +132,19 @@ def expert_attributes(use: ExpertUse) -> dict[str, int | float | tuple[str, ...]
         names.EXPERT_ENTROPY: round(use.entropy, 4),
         names.EXPERT_TOP: top,
     }
+
+
+def pools_attributes(use: PoolUse) -> dict[str, int | float]:
+    """What pools of experts did for one request, for its span."""
+    told: dict[str, int | float] = {
+        names.POOLS_STEPS: use.steps,
+        names.POOLS_WAIT: use.wait_s,
+        names.POOLS_RESENT_ROWS: use.resent_rows,
+        names.POOLS_DEGRADED_ROWS: use.degraded_rows,
+    }
+    if len(use.parts) > MAX_POOL_SPANS:
+        told[names.POOLS_NOT_SHOWN] = len(use.parts) - MAX_POOL_SPANS
+    return told
 
 
 def change_attributes(change: PrecisionChange) -> dict[str, str | int | float]:

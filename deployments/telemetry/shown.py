@@ -25,6 +25,10 @@ SHOWN_ATTRIBUTES: Final[Mapping[str, str]] = MappingProxyType(
         names.VERDICT_NAME: "check",
         names.VERDICT_OK: "ok",
         names.KV_PRECISION: "kv",
+        names.POOL: "pool",
+        names.POOL_PAIRS: "pairs",
+        names.POOL_REPLICAS: "replicas",
+        names.POOLS_WAIT: "pools_wait",
         names.HTTP_STATUS: "status",
         names.ERROR_TYPE: "error",
         names.USAGE_INPUT_TOKENS: "in",
@@ -55,6 +59,7 @@ IN_SECONDS: Final = frozenset(
         names.ENGINE_PREFILL,
         names.ENGINE_DECODE,
         names.ENGINE_INFERENCE,
+        names.POOLS_WAIT,
     }
 )
 """Attributes that are seconds."""

@@ -224,3 +224,27 @@ def test_the_experts_of_a_request_stand_on_its_span(make_span):
     most = "layer 1 expert 3 0.61, layer 0 expert 2 0.50"
     assert f"experts: 12 in all layers used by 30 tokens, most: {most}\n" in drawn
     assert "experts" not in draw((make_span(1, name="replica", attributes={names.USAGE_OUTPUT_TOKENS: 8}),))
+
+
+def test_pools_of_experts_stand_below_the_replica_that_they_computed_for(make_span):
+    replica = {
+        names.USAGE_OUTPUT_TOKENS: 8,
+        names.POOLS_WAIT: 0.25,
+        names.POOLS_STEPS: 9,
+        names.POOLS_RESENT_ROWS: 2,
+        names.POOLS_DEGRADED_ROWS: 3,
+    }
+    event = SpanEvent(names.EVENT_EXPERTS_DEGRADED, START + 900_000_000, {names.POOLS_DEGRADED_ROWS: 3})
+    pool = {names.POOL: "hot-0", names.POOL_PAIRS: 960, names.POOL_REPLICAS: ("hot-0-a", "hot-0-b")}
+    spans = (
+        make_span(1, name="replica", duration_ms=1000, attributes=replica, events=(event,)),
+        make_span(2, 1, name=names.SPAN_POOL, start_ms=100, duration_ms=800, attributes=pool),
+    )
+    assert draw(spans) == (
+        "trace 00000000000000000000000000000001  2027-01-15 08:00:00 UTC  1.00 s  2 spans, 1 process\n"
+        "replica  ingress                                                     1.00 s ████████████████████████\n"
+        "  pools_wait=250 ms  out=8\n"
+        "  • experts_degraded +900 ms  pointsman.pools.degraded_rows=3\n"
+        "└─ experts.pool  ingress                                             800 ms   ███████████████████\n"
+        "     pool=hot-0  pairs=960  replicas=hot-0-a,hot-0-b\n"
+    )
