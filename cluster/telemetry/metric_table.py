@@ -39,6 +39,7 @@ _SHARES: Final = tuple(round(tenths / 10, 1) for tenths in range(1, 11))
 _MODEL: Final = ("model",)
 _LAYER: Final = ("model", "layer")
 _REPLICA: Final = ("model", "replica")
+_POOL: Final = ("model", "pool")
 
 
 def _counter(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
@@ -171,6 +172,43 @@ EXPERTS_REQUEST_SECONDS: Final = _histogram(
     ("model", "width"),
     "Seconds that a request held an engine, by the share of all experts that it used.",
     _REQUEST_S,
+)
+
+EXPERT_POOL_WANTED: Final = _gauge(
+    "expert_pool_replicas_wanted", "replicas", _POOL, "Replicas that a pool of experts is to have, 0 for a parked one."
+)
+EXPERT_POOL_REPLICAS: Final = _gauge(
+    "expert_pool_replicas", "replicas", _POOL, "Replicas of a pool of experts that answer."
+)
+EXPERT_POOL_PAIRS: Final = _gauge(
+    "expert_pool_pairs_per_second", "pairs", _POOL, "Pairs of token and expert a second that come for a pool's experts."
+)
+EXPERT_POOL_LOAD: Final = _gauge(
+    "expert_pool_load_ratio", "ratio", _POOL, "These by what the pool's answering replicas can compute."
+)
+EXPERT_POOL_WEIGHT_BYTES: Final = _gauge(
+    "expert_pool_weight_bytes", "bytes", _POOL, "Weights in all replicas of a pool of experts."
+)
+EXPERT_POOL_OVERHEAD_BYTES: Final = _gauge(
+    "expert_pool_overhead_bytes", "bytes", _POOL, "Memory of these replicas' processes beside the weights."
+)
+EXPERT_POOL_CHANGES: Final = _counter(
+    "expert_pool_changes",
+    "changes",
+    ("model", "cause"),
+    "Changes of the number of replicas that a pool of experts is to have, by cause.",
+)
+EXPERT_ROWS_DEGRADED: Final = _counter(
+    "expert_rows_degraded", "rows", _MODEL, "Tokens times layers in which other experts stood in."
+)
+EXPERT_ROWS_RESENT: Final = _counter(
+    "expert_rows_resent", "rows", _MODEL, "Tokens times layers that were sent to pools of experts a second time."
+)
+EXPERT_POOL_WAIT: Final = _counter(
+    "expert_pool_wait_seconds",
+    "seconds",
+    _MODEL,
+    "Seconds that requests waited for pools of experts, added up; those that shared a step count it each.",
 )
 
 SPANS_STORED: Final = _counter("spans_stored", "spans", ("process",), "Spans taken by the local store or a collector.")
