@@ -24,6 +24,8 @@ from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
 from deployments.ingress.live import LiveApp, Told
 from deployments.ingress.loop import keep_responsive, watch_lag
+from deployments.ingress.pools import PoolsControl
+from deployments.ingress.pools_asking import asking
 from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.server import IngressServer
@@ -78,6 +80,8 @@ class Ingress:
         self._precision.start()
         self._experts = ExpertsControl(config, self._channel, self._metrics)
         self._experts.start()
+        self._pools = PoolsControl(config, clients, self._metrics, asking)
+        self._pools.start()
         services = Services(
             config=config,
             policy=Policy(config),
@@ -90,6 +94,7 @@ class Ingress:
             admission=admission,
             precision=self._precision,
             experts=self._experts,
+            pools=self._pools,
             metrics=self._metrics,
             telemetry=self._telemetry,
             trusted=not config.keys_required and is_loopback(config.ingress.host),
@@ -127,6 +132,7 @@ class Ingress:
         await self._server.stop()
         self._precision.stop()
         self._experts.stop()
+        self._pools.stop()
         self._health.stop()
         await self._gate.stop()
         await self._records.stop()

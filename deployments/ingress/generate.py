@@ -144,6 +144,7 @@ class Generation:
     def _count(self, course: Course, reply: EngineReply, timer: StreamTimer) -> None:
         metrics, contract, model = self._services.metrics, course.contract, (course.sent or course.decision).model
         metrics.answered(model, self._endpoint, reply, timer, time.monotonic())
+        self._services.pools.answered(model, reply)
         if timer.first_s is not None:
             self._services.recent.began(model, timer.first_s)
         target = contract.latency_target_s

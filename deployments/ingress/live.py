@@ -76,6 +76,7 @@ class LiveApp:
         services.admission.follow(config)
         services.precision.follow(config)
         services.experts.follow(config)
+        services.pools.follow(config, clients)
         services.recent.follow(config.models)
         services.metrics.set_models(config.models)
         server.follow(config.ingress.limits)

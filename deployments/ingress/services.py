@@ -14,6 +14,7 @@ from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
+from deployments.ingress.pools import PoolsControl
 from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.waking import Waking
@@ -37,6 +38,7 @@ class Services:
     admission: AdmissionControl
     precision: PrecisionControl
     experts: ExpertsControl
+    pools: PoolsControl
     metrics: IngressMetrics
     telemetry: Telemetry
     trusted: bool
