@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Final
 
@@ -13,6 +14,7 @@ from cluster.experts.tail import TailTable
 from cluster.keys import KeyRecord
 from deployments.channel.receiver import AttachedReplica
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.pools import NOT_YET, Standing
 from deployments.ingress.services import Services
 
 _NOT_YET: Final = "no replica has told of its experts yet"
@@ -28,13 +30,15 @@ class ExpertsPage:
     async def serve(self, exchange: Exchange, _key: KeyRecord | None) -> None:
         """All models that tell of experts, and why the other sparse ones do not."""
         config, experts = self._services.config, self._services.experts
-        models, silent = {}, {}
+        models, silent, silent_pools = {}, {}, {}
         for name, model in config.models.items():
             heat = experts.heat(name)
             if heat is not None:
                 models[name] = self._model(name, heat)
             elif model.kind is Kind.SPARSE:
                 silent[name] = self._why_silent(name)
+                if (standing := self._services.pools.standing(name)) is not None:
+                    silent_pools[name] = _pools(standing)
         rules = config.experts
         told = {
             "half_life_s": rules.half_life_s,
@@ -45,11 +49,13 @@ class ExpertsPage:
             "log_tokens": rules.log_tokens,
             "models": models,
             "silent": silent,
+            "silent_pools": silent_pools,
         }
         await exchange.respond(200, msgspec.json.encode(told))
 
     def _model(self, name: str, heat: Heat) -> dict[str, object]:
         tail = self._services.experts.tail(name)
+        standing = self._services.pools.standing(name)
         return {
             "shape": asdict(heat.shape),
             "tokens": _rounded(heat.tokens, 1),
@@ -61,6 +67,7 @@ class ExpertsPage:
             "traffic": {kind: _rounded(shares) for kind, shares in heat.by_traffic.items()},
             "replicas": [_replica(one) for one in self._replicas(name) if one.load is not None],
             "tail": None if tail is None else _tail(tail),
+            "pools": None if standing is None else _pools(standing),
         }
 
     def _replicas(self, name: str) -> list[AttachedReplica]:
@@ -71,6 +78,20 @@ class ExpertsPage:
         for replica in self._replicas(name):
             return list(replica.hello.expert_blockers) or [_NOT_YET]
         return ["no replica of it is attached"]
+
+
+def _pools(standing: Standing) -> dict[str, object]:
+    """The view, its age, and the time here: that of changes is Unix time, and the reader's clock may be another."""
+    if standing.view is None:
+        return {"unavailable": standing.failed or NOT_YET}
+    told: dict[str, object] = msgspec.to_builtins(standing.view)
+    return {
+        **told,
+        "age_s": round(standing.age_s, 1),
+        "stale": standing.stale,
+        "failed": standing.failed or None,
+        "now_s": round(time.time(), 3),
+    }
 
 
 def _hot(one: HotExpert, now_s: float) -> dict[str, object]:

@@ -14,7 +14,7 @@ from cluster.verification.verdict import Verdict
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.account import Account
 from deployments.ingress.dispatch import Answer
-from deployments.ingress.expert_use import experts_told
+from deployments.ingress.expert_use import experts_told, is_degraded
 
 PREFIX = "x-pointsman-"
 MAX_HEADER_CHARS = 512
@@ -102,6 +102,8 @@ class Provenance:
         if reply is not None and reply.usage.truncated_tokens:
             headers[f"{PREFIX}truncated-turns"] = str(reply.usage.truncated_turns)
             headers[f"{PREFIX}truncated-tokens"] = str(reply.usage.truncated_tokens)
+        if reply is not None and is_degraded(reply):
+            headers[f"{PREFIX}degraded"] = "experts"
         return headers
 
     def fields(self, answer: Answer | None, reply: EngineReply) -> dict[str, object]:

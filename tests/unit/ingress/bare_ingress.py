@@ -27,6 +27,7 @@ from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
+from deployments.ingress.pools import Ask, PoolsControl
 from deployments.ingress.precision import PrecisionControl
 from deployments.ingress.recent import RecentAnswers
 from deployments.ingress.services import Services
@@ -181,9 +182,20 @@ class BareIngress:
         return await self.request("POST", path, raw, **headers)
 
 
+def no_pools(application: str) -> Ask:
+    """Nobody can be asked how they stand."""
+
+    async def ask() -> bytes:
+        raise ConnectionError(application)
+
+    return ask
+
+
 @asynccontextmanager
-async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[BareIngress]:
-    """An ingress for `config` whose models answer at once."""
+async def bare_ingress(
+    config: ClusterConfig, state_dir: Path, asking: Callable[[str], Ask] = no_pools
+) -> AsyncIterator[BareIngress]:
+    """An ingress for `config` whose models answer at once; `asking` is what asks about the pools of an application."""
     channel = ChannelReceiver("bare")
     clients = {name: ScriptedClient(name, channel, answer) for name in config.models}
     health = FixedHealth(clients)
@@ -205,6 +217,7 @@ async def bare_ingress(config: ClusterConfig, state_dir: Path) -> AsyncIterator[
         admission=admission,
         precision=PrecisionControl(config, channel, admission.waiting, lambda _: None),
         experts=ExpertsControl(config, channel, metrics),
+        pools=PoolsControl(config, clients, metrics, asking),
         metrics=metrics,
         telemetry=telemetry,
         trusted=not config.keys_required,

@@ -10,11 +10,12 @@ from cluster.telemetry import metric_table
 from deployments.channel.receiver import ChannelReceiver
 from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
 from deployments.ingress.experts import ExpertsControl
+from deployments.ingress.pools import PoolsControl
 from deployments.records.recorder import Records
 from deployments.telemetry.metrics import OTHER, IngressMetrics, ReplicaStats, StreamTimer
 from deployments.telemetry.series import Buckets
 from deployments.telemetry.setup import SpanCounts
-from tests.unit.ingress import sparse_models
+from tests.unit.ingress import bare_ingress, sparse_models
 
 
 def samples(metrics: IngressMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -154,6 +155,7 @@ def test_lost_spans_and_lines_are_told():
 async def test_every_metric_of_the_table_is_exposed_with_its_help(metrics, tmp_path):
     metrics.also(Records(RecordsConfig(), tmp_path, ChannelReceiver("bare"), "ingress").families)
     ExpertsControl(sparse_models.config(), ChannelReceiver("bare"), metrics)
+    PoolsControl(sparse_models.config(), {}, metrics, bare_ingress.no_pools)
     text = metrics.render().decode()
     for metric in metric_table.all_metrics():
         assert f"# HELP {metric.name} {metric.help}" in text
