@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.text import Text
 
 from deployments.cli import output
-from deployments.cli.experts_views import PATH, fetch
+from deployments.cli.experts_views import PATH, fetch_shown
 from deployments.cli.heat_map import HeatMap, legend
+from deployments.cli.pools_show import drawn_pools, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from deployments.cli.api import Api
     from deployments.cli.experts_views import ExpertsView, Hot, ModelView, Quantiles, Shares, Tail
+    from deployments.cli.pools_views import PoolsTold
 
 WATCH_S: Final = 0.5
 """Seconds between two looks of `--watch`."""
@@ -39,38 +41,50 @@ def show(api: Api, *, model: str | None, by_traffic: bool, as_json: bool, watch:
     if as_json:
         told = api.get(PATH, dict[str, Any])
         if model is not None:
-            fetch(api, model)
-            told["models"] = {name: one for name, one in told["models"].items() if name == model}
+            fetch_shown(api, model)
+            for part in ("models", "silent_pools"):
+                told[part] = {name: one for name, one in told.get(part, {}).items() if name == model}
         output.print_json(told)
         return
     console = output.stdout(output.DRAWING_WIDTH)
     if not watch:
-        console.print(drawn(fetch(api, model), console, by_traffic=by_traffic))
+        console.print(drawn(fetch_shown(api, model), console, by_traffic=by_traffic))
         return
-    with Live(drawn(fetch(api, model), console, by_traffic, True), console=console, auto_refresh=False) as live:
+    with Live(drawn(fetch_shown(api, model), console, by_traffic, True), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_S)
-            live.update(drawn(fetch(api, model), console, by_traffic, True), refresh=True)
+            live.update(drawn(fetch_shown(api, model), console, by_traffic, True), refresh=True)
 
 
 def drawn(view: ExpertsView, console: Console, by_traffic: bool = False, live: bool = False) -> RenderableType:
     """All models; `live` makes the maps fit the terminal's height, too."""
     plain = console.options.ascii_only
     maps = sum(max(1, len(model.traffic)) if by_traffic else 1 for model in view.models.values())
-    rows = max(_FEWEST_ROWS, (console.height - _BELOW) // max(1, maps)) if live else None
+    below = _BELOW + sum(lines_of(pools) for pools in _all_pools(view))
+    rows = max(_FEWEST_ROWS, (console.height - below) // max(1, maps)) if live else None
     parts: list[RenderableType] = []
     for name, model in view.models.items():
         parts += [_heading(name, model), Text()]
         parts += _kinds(model, console.width, rows, plain) if by_traffic else [_map(model, console.width, rows, plain)]
+        if model.pools is not None:
+            parts += [Text(), *drawn_pools(model.pools, plain=plain)]
         parts += [Text(), *_hot(model.hot, view.hot)]
         if model.tail is not None and model.tail.requests:
             parts += [Text(), _tail(model.tail)]
         parts.append(Text())
-    parts.append(legend(plain=plain))
-    parts.append(Text(f"A token counts half after {output.duration(view.half_life_s)}.", style="dim"))
+    if view.models:
+        parts.append(legend(plain=plain))
+        parts.append(Text(f"A token counts half after {output.duration(view.half_life_s)}.", style="dim"))
     for name, why in view.silent.items():
         parts.append(Text(output.visible(f"{name} does not tell of its experts: {'; '.join(why)}"), style="dim"))
+        if (pools := view.silent_pools.get(name)) is not None:
+            parts += [*drawn_pools(pools, plain=plain), Text()]
     return Group(*parts)
+
+
+def _all_pools(view: ExpertsView) -> list[PoolsTold]:
+    told = [model.pools for model in view.models.values() if model.pools is not None]
+    return [*told, *view.silent_pools.values()]
 
 
 def _heading(name: str, model: ModelView) -> Text:

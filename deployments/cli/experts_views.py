@@ -6,6 +6,7 @@ import msgspec
 
 from deployments.cli.api import Api
 from deployments.cli.errors import CliError, ExitCode
+from deployments.cli.pools_views import PoolsTold
 
 PATH = "/v1/experts"
 
@@ -88,6 +89,8 @@ class ModelView(msgspec.Struct, frozen=True):
     traffic: dict[str, Shares]
     replicas: tuple[Replica, ...]
     tail: Tail | None
+    pools: PoolsTold | None = None
+    """None: its experts live in the engine."""
 
 
 class ExpertsView(msgspec.Struct, frozen=True):
@@ -98,18 +101,33 @@ class ExpertsView(msgspec.Struct, frozen=True):
     log_tokens: int
     models: dict[str, ModelView]
     silent: dict[str, tuple[str, ...]]
+    silent_pools: dict[str, PoolsTold] = {}
+    """Pools of models that do not tell of their experts."""
 
 
-def fetch(api: Api, model: str | None = None) -> ExpertsView:
-    """What the cluster tells, of one model or all. Raises `CliError` if none that is asked for tells of experts."""
+def fetch(api: Api) -> ExpertsView:
+    """What the cluster tells. Raises `CliError` if no model tells of experts."""
+    view = api.get(PATH, ExpertsView)
+    if not view.models:
+        raise none_tells(view)
+    return view
+
+
+def fetch_shown(api: Api, model: str | None = None) -> ExpertsView:
+    """What there is to show, of one model or all: heat or pools. Raises `CliError` if there is neither."""
     view = api.get(PATH, ExpertsView)
     if model is None:
-        if not view.models:
+        if not view.models and not view.silent_pools:
             raise none_tells(view)
         return view
-    if model not in view.models:
+    if model not in view.models and model not in view.silent_pools:
         raise does_not_tell(view, model)
-    return msgspec.structs.replace(view, models={model: view.models[model]}, silent={})
+    return msgspec.structs.replace(
+        view,
+        models={name: one for name, one in view.models.items() if name == model},
+        silent={name: why for name, why in view.silent.items() if name == model},
+        silent_pools={name: pools for name, pools in view.silent_pools.items() if name == model},
+    )
 
 
 def none_tells(view: ExpertsView) -> CliError:

@@ -63,7 +63,7 @@ def show(
     state_dir: StateDir = None,
     json: Json = False,
 ) -> None:
-    """Show a heat map of each sparse model, its hot experts with who heats them, and which requests were wide."""
+    """Show a heat map of each sparse model, its pools of experts, hot experts with who heats them, and which requests were wide."""
     from deployments.cli.experts_show import show as show_all
 
     show_all(_api(url, key, state_dir), model=model, by_traffic=by is By.TRAFFIC, as_json=json, watch=watch)
