@@ -30,6 +30,9 @@ class ModelState:
     start_s: float | None = None
     """Seconds until a parked model should have one if it is asked for now; None: not parked."""
 
+    impaired: str = ""
+    """Why its answers would be worse than usual now, for people; empty: they would not."""
+
     @property
     def healthy(self) -> bool:
         """Whether a request can be served."""

@@ -40,7 +40,7 @@ class _Load:
         self.kv_usage += stats.kv_usage
         self.age_s = max(self.age_s, now - replica.heard_at)
 
-    def state(self, recent: Recent) -> ModelState:
+    def state(self, recent: Recent, impaired: str) -> ModelState:
         """Means per replica."""
         ready = self.ready
         if not ready:
@@ -54,6 +54,7 @@ class _Load:
             load_age_s=self.age_s,
             ttft_s=recent.ttft_s,
             confidence=recent.confidence,
+            impaired=impaired,
         )
 
 
@@ -67,7 +68,10 @@ class Health:
         known_replicas: Callable[[str], frozenset[str] | None],
         recent: RecentAnswers,
         waking: Waking | None = None,
+        impaired: Callable[[str], str] = lambda _model: "",
     ) -> None:
+        """`impaired` says of a model why its answers would be worse than usual; empty: they would not."""
+        self._impaired = impaired
         self._waking = Waking() if waking is None else waking
         self._recent = recent
         self._clients = dict(clients)
@@ -107,7 +111,7 @@ class Health:
             self._waking.ready(model)
         elif not load.silent and (parked := self._waking.state(model)) is not None:
             return parked
-        return load.state(self._recent.of(model))
+        return load.state(self._recent.of(model), self._impaired(model))
 
     @property
     def ready(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from cluster.config.check_models import cores_of
 from cluster.experts.balancing import Report, holding_of
@@ -27,8 +28,6 @@ from deployments.telemetry.logs import setup_logging
 
 if TYPE_CHECKING:
     import socket
-
-    from ray.serve.handle import DeploymentHandle
 
     from deployments.experts.pool import ExpertPool
     from deployments.experts.pool_server import PoolServer
@@ -120,7 +119,7 @@ class PoolReplica:
 
     async def _report(self) -> Holding | None:
         if self._pools is None:
-            self._pools = serve.get_deployment_handle(POOLS_DEPLOYMENT, self._spec.application)
+            self._pools = DeploymentHandle(POOLS_DEPLOYMENT, self._spec.application)
         told = await asyncio.to_thread(self._server.report)
         return await self._pools.told.remote(self._of(told))  # type: ignore[no-any-return]
 

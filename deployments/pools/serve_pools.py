@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ray
-from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from deployments.names import POOLS_DEPLOYMENT
 
@@ -12,7 +12,8 @@ class ServePools:
     """See `following.Pools`. `application`: Serve application of the pools; `trunk`: name of the replica."""
 
     def __init__(self, application: str, trunk: str) -> None:
-        self._handle = serve.get_deployment_handle(POOLS_DEPLOYMENT, application)
+        # Not `serve.get_deployment_handle`, which insists on a deployment that exists.
+        self._handle: DeploymentHandle[object] = DeploymentHandle(POOLS_DEPLOYMENT, application)
         self._trunk = trunk
         self._node = ray.get_runtime_context().get_node_id()
 

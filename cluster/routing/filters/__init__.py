@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from cluster.routing.filters import allowed, capability, health, room
+from cluster.routing.filters import allowed, capability, health, impaired, room
 from cluster.routing.option import Option
 from cluster.routing.signals import RequestSignals
 
 Filter = Callable[[RequestSignals, Option], str | None]
 
 NEVER: Final[tuple[Filter, ...]] = (health.against, allowed.against)
-RATHER_NOT: Final[tuple[Filter, ...]] = (room.against, capability.against)
+RATHER_NOT: Final[tuple[Filter, ...]] = (room.against, capability.against, impaired.against)

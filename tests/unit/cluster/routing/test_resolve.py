@@ -148,3 +148,12 @@ def test_what_is_asked_for_before_any_that_is_ready_is_to_be_started(
 def test_a_model_that_the_caller_does_not_allow_stays_parked() -> None:
     signals = dataclasses.replace(PLAIN, allowed_models=frozenset({"sparse"}))
     assert Policy(CONFIG).parked("strong", signals, {"dense": PARKED}) == ()
+
+
+def test_a_model_that_is_impaired_is_left_to_those_who_name_it() -> None:
+    impaired = ModelState(1, impaired="pool 1 of its experts has no replica")
+    decision = resolve("fluency", PLAIN, CONFIG, {"sparse": impaired})
+    assert decision.model != "sparse" and decision.reason_code == "named_role_fallback"
+    assert "sparse is impaired (pool 1 of its experts has no replica)" in decision.reason
+    everything = dict.fromkeys(CONFIG.models, impaired)
+    assert resolve("fluency", PLAIN, CONFIG, everything).model == "sparse", "worse answers are better than none"
