@@ -68,7 +68,11 @@ class Ingress:
         recent = RecentAnswers(config.models)
         waking = Waking()
         waking.follow(config.models, clients)
-        self._health = Health(clients, self._channel, ROUTER_STATE.replicas, recent, waking)
+        self._pools = PoolsControl(config, clients, self._metrics, asking)
+        self._pools.start()
+        self._health = Health(
+            clients, self._channel, ROUTER_STATE.replicas, recent, waking, impaired=self._pools.impairment
+        )
         self._health.start()
         self._gate = Gate(config, state_dir)
         self._gate.start()
@@ -80,8 +84,6 @@ class Ingress:
         self._precision.start()
         self._experts = ExpertsControl(config, self._channel, self._metrics)
         self._experts.start()
-        self._pools = PoolsControl(config, clients, self._metrics, asking)
-        self._pools.start()
         services = Services(
             config=config,
             policy=Policy(config),

@@ -118,6 +118,16 @@ class PoolsControl:
         age_s = 0.0 if asked.view is None else max(0.0, self.clock() - asked.at_s)
         return Standing(asked.view, age_s, asked.failed)
 
+    def impairment(self, model: str) -> str:
+        """Why a model's answers would be worse than usual now: experts that nobody computes. Empty: they would not be."""
+        standing = self.standing(model)
+        if standing is None or standing.view is None or standing.stale:
+            return ""
+        gone = [pool.name for pool in standing.view.pools if pool.target and not pool.replicas]
+        if not gone:
+            return ""
+        return f"pool{'s' if len(gone) > 1 else ''} {', '.join(gone)} of its experts has no replica that answers"
+
     def answered(self, model: str, reply: EngineReply) -> None:
         """An answer of a model has left."""
         if reply.pools is not None and model in self.config.models:

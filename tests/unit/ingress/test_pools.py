@@ -18,7 +18,7 @@ from cluster.experts.pool_use import PoolUse
 from deployments.channel.stream import TokenStream
 from deployments.engines.protocol import EngineReply, TokenUsage
 from deployments.ingress.dispatch import ModelClient
-from deployments.ingress.pools import PoolsControl
+from deployments.ingress.pools import STALE_S, PoolsControl
 from deployments.replica.spec import ReplicaCall
 from deployments.telemetry.metrics import IngressMetrics
 from tests.unit.ingress.bare_ingress import EVENT, Behaviour, bare_ingress
@@ -148,6 +148,19 @@ async def test_another_config_and_another_application() -> None:
     assert here.pools.asked[-1] == "model-moe~2"
     now = here.control.standing("moe")
     assert now is not None and now.view == view(pool("new", 1, 1))
+
+
+async def test_a_model_is_impaired_while_a_pool_that_should_have_replicas_has_none() -> None:
+    here = World(Pools(moe=view(pool("a", 1, 1), pool("parked", 0, 0))))
+    assert here.control.impairment("moe") == "", "nothing is known yet"
+    await here.control.look()
+    assert here.control.impairment("moe") == ""
+    here.pools.tells["model-moe"] = view(pool("a", 1, 0), pool("b", 2, 0))
+    await here.control.look()
+    assert here.control.impairment("moe") == "pools a, b of its experts has no replica that answers"
+    here.now_s += STALE_S + 1
+    assert here.control.impairment("moe") == "", "what is old is not gone by"
+    assert here.control.impairment("dense") == ""
 
 
 async def test_metrics_of_pools() -> None:
