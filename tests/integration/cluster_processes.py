@@ -12,6 +12,8 @@ from deployments.head.state import ClusterState, read_state
 from deployments.processes import processes_in_session, processes_of
 from tests.clusters import RunningCluster
 
+POOL = "ray::ServeReplica:pools-{model}:Pool-{pool}"
+POOLS = "ray::ServeReplica:pools-{model}:ExpertPools"
 REPLICA = "ray::ServeReplica:model-{model}:"
 INGRESS = "ray::ServeReplica:ingress:"
 ENGINE = "VLLM::EngineCore"
@@ -36,6 +38,17 @@ def all_of(cluster: RunningCluster) -> list[psutil.Process]:
 def replicas_of(cluster: RunningCluster, model: str) -> list[psutil.Process]:
     """The actors of a model."""
     return [process for process in all_of(cluster) if title(process).startswith(REPLICA.format(model=model))]
+
+
+def pool_of(cluster: RunningCluster, model: str, pool: str) -> list[psutil.Process]:
+    """The actors of one of a model's pools of experts."""
+    return [one for one in all_of(cluster) if title(one).startswith(POOL.format(model=model, pool=pool))]
+
+
+def keeper_of(cluster: RunningCluster, model: str) -> psutil.Process:
+    """The actor that knows a model's pools."""
+    (found,) = (one for one in all_of(cluster) if title(one).startswith(POOLS.format(model=model)))
+    return found
 
 
 def ingress_of(cluster: RunningCluster) -> psutil.Process:
