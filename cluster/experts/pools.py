@@ -17,6 +17,8 @@ MAX_EXPERTS: Final = 4096
 MAX_MAP_BYTES: Final = 16 * 2**20
 """Of a map as JSON."""
 
+_POOL_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+"""It is the name of a file, too (`deployments.experts.parked`)."""
 _ADDRESS: Final = re.compile(r"unix:/.{1,100}|tcp:\[?[A-Za-z0-9.:-]{1,253}\]?:[0-9]{1,5}")
 
 Holding = Mapping[int, frozenset[int]]
@@ -42,6 +44,7 @@ class Pool:
 
     name: str
     replicas: tuple[Replica, ...]
+    """None: the pool is parked, and gets one when it is asked for."""
     holds: Holding
 
 
@@ -144,9 +147,12 @@ def split_evenly(layers: Iterable[int], experts: int, pools: int) -> list[dict[i
 
 
 def _pool(value: object) -> Pool:
-    if not isinstance(value, dict) or not _is_name(value.get("name")):
-        raise PoolMapError("every pool needs a name of 1 to 128 characters")
-    name, replicas = value["name"], value.get("replicas")
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(name, str) or not _POOL_NAME.fullmatch(name):
+        raise PoolMapError(
+            "every pool needs a name of 1 to 128 letters, digits and _ . -, which does not begin with a dot"
+        )
+    replicas = value.get("replicas")
     if not isinstance(replicas, list) or len(replicas) > MAX_REPLICAS:
         raise PoolMapError(f"pool {name!r} needs a list of at most {MAX_REPLICAS} replicas")
     return Pool(

@@ -51,7 +51,10 @@ class VllmCpuKernel:
     ) -> None:
         import torch
 
-        torch.ops._C.cpu_fused_moe(out, x, *packed, None, None, weights, slots, False, "silu", self._isa)
+        done = out if x.dtype == torch.float32 else torch.empty_like(x)
+        torch.ops._C.cpu_fused_moe(done, x, *packed, None, None, weights, slots, False, "silu", self._isa)
+        if done is not out:
+            out.copy_(done)
 
 
 def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
@@ -73,7 +76,7 @@ def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
             torch.zeros(1, 2 * ALIGNMENT, hidden, dtype=dtype), torch.zeros(1, hidden, ALIGNMENT, dtype=dtype)
         )
         x = torch.zeros(1, hidden, dtype=dtype)
-        kernel.compute(torch.empty_like(x), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
+        kernel.compute(torch.empty(1, hidden), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
     except (RuntimeError, AttributeError) as error:
         _log.warning("experts are computed in plain torch: vLLM's kernel refuses %s (%s)", dtype, error)
         return TorchKernel()
@@ -85,7 +88,8 @@ def _isa(dtype: torch.dtype) -> str:
     import torch
 
     if dtype == torch.bfloat16:
-        if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported():
+        # Linux lets a process use AMX once it asked for it; one that did not is killed at the first instruction.
+        if platform.machine() == "x86_64" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
             return "amx"
         if platform.machine() == "aarch64":
             return "neon"

@@ -7,7 +7,7 @@ that it is a trunk gets those of this file. They hold no weights; tensors of exp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,20 +24,19 @@ from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExp
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import extract_layer_index
 
-from cluster.experts.pools import parse_pool_map
-from deployments.experts.client import Limits, PoolClient
+from deployments.experts.client import PoolClient
 from deployments.experts.link import Model
+from deployments.experts.trunk_files import TrunkFiles
 from deployments.experts.weights import Checkpoint
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
 
 MAP_VARIABLE: Final = "POINTSMAN_POOL_MAP"
-"""Path of a file with the pool map as JSON (`cluster.experts.pools`); its presence makes an engine a trunk."""
-SECRET_VARIABLE: Final = "POINTSMAN_POOL_SECRET_FILE"  # noqa: S105 - a path
-"""Path of a file with the secret that trunk and pools share."""
-ANSWER_VARIABLE: Final = "POINTSMAN_POOL_ANSWER_S"
-OUTAGE_VARIABLE: Final = "POINTSMAN_POOL_OUTAGE_S"
+"""Its presence makes an engine a trunk. This variable and its neighbours are those of `TrunkFiles.environment`."""
+ANSWER_S: Final = 10.0
+OUTAGE_S: Final = 20.0
+WAKE_S: Final = 10.0
 
 
 class NoTrunkError(ValueError):
@@ -52,6 +51,8 @@ class Trunk:
     experts: int = 0
     model: Model | None = None
     connected: PoolClient | None = None
+    serving: bool = False
+    """A step of requests is being computed, not a trial of the model's own, for which no pool is to be woken."""
 
     def add(self, layer: int, experts: int, model: Model) -> None:
         """A layer of the model says what it is. Raises `NoTrunkError` where layers differ."""
@@ -70,19 +71,23 @@ class Trunk:
     def _connect(self) -> PoolClient:
         if self.model is None:
             raise NoTrunkError("this model has no layer with routed experts that vLLM lets others compute")
-        pool_map = parse_pool_map(Path(os.environ[MAP_VARIABLE]).read_bytes())
-        secret = Path(os.environ[SECRET_VARIABLE]).read_bytes().strip()
-        known = Limits()
-        limits = Limits(
-            float(os.environ.get(ANSWER_VARIABLE, known.answer_s)),
-            float(os.environ.get(OUTAGE_VARIABLE, known.outage_s)),
-        )
-        client = PoolClient(pool_map, self.layers, self.experts, self.model, secret, limits)
+        client = PoolClient(files_of(os.environ), self.layers, self.experts, self.model)
         client.open()
         return client
 
 
 TRUNK = Trunk()
+
+
+def files_of(environment: Mapping[str, str]) -> TrunkFiles:
+    """Reads `TrunkFiles.environment`. Raises `KeyError` without a map or a secret, `ValueError` for times that are none."""
+    return TrunkFiles(
+        Path(environment[MAP_VARIABLE]),
+        Path(environment["POINTSMAN_POOL_SECRET_FILE"]),
+        float(environment.get("POINTSMAN_POOL_ANSWER_S", ANSWER_S)),
+        float(environment.get("POINTSMAN_POOL_OUTAGE_S", OUTAGE_S)),
+        float(environment.get("POINTSMAN_POOL_WAKE_S", WAKE_S)),
+    )
 
 
 def is_trunk() -> bool:
@@ -142,11 +147,12 @@ class PooledExperts(RoutedExperts):
         shared_experts_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
         client = TRUNK.client
-        client.begin(self.layer, x.contiguous(), topk_weights.contiguous(), topk_ids.contiguous(), self._logits)
+        if TRUNK.serving:
+            client.begin(self.layer, x.contiguous(), topk_weights.contiguous(), topk_ids.contiguous(), self._logits)
         if shared_experts is not None:
             # While the pools work.
             shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
-        return client.finish()
+        return client.finish() if TRUNK.serving else torch.zeros_like(x)
 
     def _logits(self) -> torch.Tensor:
         if self.router_logits is None:

@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument("--secret-file", type=Path, required=True, help="what trunks have to know, too")
     parser.add_argument("--dtype", default="bfloat16", help="number format of the engine (bfloat16, float16, float32)")
     parser.add_argument("--threads", type=int, default=1, help="that compute")
+    parser.add_argument(
+        "--pairs-per-s", type=float, help="answer no faster than so many pairs of row and expert a second"
+    )
     parser.add_argument("--spin-us", type=int, default=0, help="microseconds to look for work before sleeping")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -45,7 +48,9 @@ def main() -> None:
     pool = ExpertPool(checkpoint, holds, given.dtype, expert_kernel)
     listening = listen(given.listen)
     secret = given.secret_file.read_bytes().strip()
-    server = PoolServer(pool, listening, given.name, checkpoint.fingerprint(), secret, given.spin_us / 1e6)
+    server = PoolServer(
+        pool, [listening], given.name, checkpoint.fingerprint(), secret, given.spin_us / 1e6, given.pairs_per_s
+    )
     signal.signal(signal.SIGTERM, lambda _number, _frame: server.stop())
     sys.stdout.write(json.dumps({"address": address_of(listening), **server.report()}) + "\n")
     sys.stdout.flush()

@@ -2,119 +2,77 @@
 
 Used by the thread of the engine alone, which waits for the answers anyway. Every wait ends: a replica that breaks or is late
 is left out and its rows go to another one that holds the same experts; where there is none, the next best experts stand in
-(`cluster.experts.fallback`), and the rows are counted as degraded. Where nobody can be reached the step waits for a while,
-then fails.
+(`cluster.experts.fallback`), and the rows are counted as degraded. Rows for a pool that is parked wait for a map that has a
+replica of it, for a while. Where nobody can be reached the step waits, then fails.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cluster.experts.dispatch import spread
-from cluster.experts.fallback import substitute
-from cluster.experts.pools import PoolMap, PoolMapError
-from deployments.experts.link import Link, LinkError, Model
-from deployments.experts.links import Links
-from deployments.experts.routes import NOBODY, Numbers, Routes
+from cluster.experts.pools import Pool, PoolMap, PoolMapError, Replica
+from deployments.experts.job import Job, PoolsUnreachableError, Sent
+from deployments.experts.link import WIDTHS, Link, LinkError, Model
+from deployments.experts.links import Links, NextMap, same_holdings
+from deployments.experts.map_file import MapFile
+from deployments.experts.parked import Parked
+from deployments.experts.routes import NOBODY, Numbers, Routes, parked_pools
+from deployments.experts.step_use import StepUse
+from deployments.experts.trunk_files import TrunkFiles
 from deployments.experts.wire import PAIR_BYTES
 
-_POLL_S = 0.005
-
-
-class PoolsUnreachableError(Exception):
-    """No expert of a layer could be reached in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a trunk waits."""
-
-    answer_s: float = 10.0
-    """For the answer of one replica to one batch."""
-    outage_s: float = 20.0
-    """For any replica that holds an expert of the layer, before the step fails."""
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A batch that a replica works on."""
-
-    link: Link
-    pairs: Numbers
-    """Places in the flat list of rows and experts."""
-    rows: Numbers
-
-
-@dataclass(slots=True)
-class _Job:
-    """One layer of one step."""
-
-    layer: int
-    x: torch.Tensor
-    raw: npt.NDArray[Any]
-    """`x` as numbers that NumPy knows, of the same width."""
-    weights: npt.NDArray[np.float32]
-    experts: npt.NDArray[np.int32]
-    logits: Callable[[], torch.Tensor]
-    sent: list[_Sent] = field(default_factory=list)
-    failed: list[Numbers] = field(default_factory=list)
-    total: torch.Tensor | None = None
-    """Sum so far, float32."""
+_POLL_S: Final = 0.005
 
 
 class PoolClient:
-    """Computes routed experts elsewhere. `begin`, then something else meanwhile, then `finish`."""
+    """Computes routed experts elsewhere. `begin`, then something else meanwhile, then `finish`; `take_step` ends a step."""
 
-    def __init__(
-        self, pool_map: PoolMap, layers: list[int], experts: int, model: Model, secret: bytes, limits: Limits
-    ) -> None:
-        pool_map.require(layers, experts)
-        self._layers, self._experts = layers, experts
-        self._model, self._secret, self._limits = model, secret, limits
-        self._links = Links(pool_map, model, secret, limits.answer_s)
+    def __init__(self, files: TrunkFiles, layers: list[int], experts: int, model: Model) -> None:
+        """Raises `OSError` or `PoolMapError` where the files do not have what is needed."""
+        # Not with this module: an engine that starts looks through all modules, and breaks at those that Numba brings.
+        from deployments.experts import packing
+
+        self._loops = packing
+        self._file = MapFile(files.map)
+        self._file.first.require(layers, experts)
+        self._layers, self._experts, self._model, self._files = layers, experts, model, files
+        self._secret = files.secret.read_bytes().strip()
+        self._links = Links(self._file.first, self._connect)
+        self._parked = Parked(files.wanted, files.wake_s)
         self._routes: Routes | None = None
         self._routes_of = -1
-        self._job: _Job | None = None
-        self.degraded: dict[int, int] = {}
-        """Row of the current step to the layers in which other experts stood in. Whoever counts them empties it."""
+        self._job: Job | None = None
+        self._use: StepUse | None = None
+        self._next: NextMap | None = None
+        self._changing = threading.Lock()
+        """Held while another map takes the place of the one in force, or of one that waits for that."""
+        self._pairs: Numbers = np.arange(0)
         self.degraded_rows = 0
         """Rows times layers, since start."""
         self.resent_rows = 0
 
     def open(self) -> None:
-        """Connect. Raises `PoolsUnreachableError` if experts are still out of reach after `outage_s`."""
-        failures = self._links.open()
-        until = time.monotonic() + self._limits.outage_s
-        while not self._current().complete:
+        """Connect. Raises `PoolsUnreachableError` if experts are still out of reach after `outage_s`; parked ones are not."""
+        kind = np.dtype(f"i{WIDTHS[self._model.dtype]}")
+        self._loops.warm(np.zeros((1, self._model.hidden), dtype=kind))
+        first = self._links.prepare(self._file.first, frozenset(), ())
+        self._links.change(first)
+        self._file.watch(self._consider)
+        until = time.monotonic() + self._files.outage_s
+        while self._current().out_of_reach():
             if time.monotonic() > until:
-                raise PoolsUnreachableError("experts cannot be reached: " + "; ".join(failures))
+                self.close()
+                raise PoolsUnreachableError("experts cannot be reached: " + "; ".join(first.failures))
             time.sleep(_POLL_S)
-            self._links.adopt()
-
-    def replace(self, pool_map: PoolMap) -> None:
-        """Work by another map from now on; between two steps. Raises `PoolMapError`, and then goes on with the old one."""
-        pool_map.require(self._layers, self._experts)
-        old, new = self._links, Links(pool_map, self._model, self._secret, self._limits.answer_s)
-        if pool_map.version <= old.pool_map.version:
-            raise PoolMapError(f"version {pool_map.version} is not after {old.pool_map.version}, which is in force")
-        held = {pool.name: pool.holds for pool in old.pool_map.pools}
-        # A link was checked against what its pool held; it stays where that is still so.
-        same = [number for number, pool in enumerate(pool_map.pools) if held.get(pool.name) == pool.holds]
-        names = {(r.name, r.address) for number in same for r in pool_map.pools[number].replicas}
-        kept = [link for link in old.all() if (link.replica.name, link.replica.address) in names]
-        failures = new.open(kept)
-        if not Routes(pool_map, [bool(links) for links in new.of_pool], self._experts).complete:
-            new.close(kept)
-            raise PoolMapError("some experts cannot be reached by the new map: " + "; ".join(failures))
-        self._links, self._routes = new, None
-        old.close(kept)
+            self._look()
 
     def begin(
         self,
@@ -128,10 +86,14 @@ class PoolClient:
 
         `logits` is called only if experts are out of reach: the router's scores (rows, experts of the layer).
         """
+        if self._use is None or self._use.rows != len(x):
+            self._use = StepUse(len(x))
         whole = torch.int16 if x.dtype.itemsize == 2 else torch.int32
-        job = _Job(layer, x, x.view(whole).numpy(), weights.numpy(), experts.numpy(), logits)
-        self._links.adopt()
-        self._dispatch(job, None)
+        job = Job(layer, x, x.view(whole).numpy(), weights.numpy(), experts.numpy(), logits, self._use)
+        self._look()
+        if len(self._pairs) != experts.numel():
+            self._pairs = np.arange(experts.numel())
+        self._dispatch(job, self._pairs)
         self._job = job
 
     def finish(self) -> torch.Tensor:
@@ -139,24 +101,36 @@ class PoolClient:
         job, self._job = self._job, None
         if job is None:
             raise RuntimeError("nothing was begun")
+        begun = time.perf_counter()
         while True:
             for sent in job.sent:
                 self._gather(job, sent)
             job.sent.clear()
             if not job.failed:
                 break
-            again = np.concatenate(job.failed)
+            again = np.sort(np.concatenate(job.failed))
             job.failed.clear()
+            rows = np.unique(again // job.experts.shape[1])
+            self.resent_rows += len(rows)
+            job.use.again(rows)
             self._dispatch(job, again)
+        job.use.wait_s += time.perf_counter() - begun
+        job.use.ended_s = time.time()
         if job.total is None:
             return torch.zeros_like(job.x)
-        return job.total.to(job.x.dtype)
+        return torch.from_numpy(job.total).to(job.x.dtype)
+
+    def take_step(self) -> StepUse | None:
+        """What pools did since it was last called, which has to be after each step; None: nothing."""
+        use, self._use = self._use, None
+        return use
 
     def report(self) -> dict[str, Any]:
-        """Replicas, losses and degraded rows, and what the replicas report; between two steps."""
-        self._links.adopt()
+        """The map in force, why a newer one is not, replicas, losses, and what the replicas report; between two steps."""
+        self._look()
         return {
             "map_version": self._links.pool_map.version,
+            "refused": self._file.refused,
             "replicas": self._links.stats(),
             "lost": self._links.lost(),
             "losses": self._links.losses,
@@ -166,142 +140,153 @@ class PoolClient:
 
     def close(self) -> None:
         """Close all links."""
+        self._file.close()
         self._links.close()
+        if self._next is not None:
+            self._next.close()
+
+    def _connect(self, pool: Pool, replica: Replica) -> Link:
+        return Link(replica, pool.holds, self._model, self._secret, self._files.answer_s)
+
+    def _consider(self, pool_map: PoolMap) -> None:
+        """Connect to what a newer map has, on the thread of the file. Raises `PoolMapError`; the old one is then kept to."""
+        pool_map.require(self._layers, self._experts)
+        while not self._prepared(pool_map):
+            pass
+
+    def _prepared(self, pool_map: PoolMap) -> bool:
+        """False: meanwhile another map came into force, and it is to be seen what this one needs beside that."""
+        with self._changing:
+            force, states, alive = self._links.pool_map, self._links.states(), self._links.alive()
+            newest = force if self._next is None else self._next.pool_map
+        if pool_map == newest:
+            return True
+        if pool_map.version <= newest.version:
+            raise PoolMapError(f"version {pool_map.version} is not after {newest.version}, which is in force")
+        following = self._links.prepare(pool_map, same_holdings(force, pool_map), alive)
+        lacking = set(Routes(pool_map, following.states(alive), self._experts).out_of_reach())
+        # What cannot be reached anyway is no reason to keep to a map that is no better.
+        lacking -= set(Routes(force, states, self._experts).out_of_reach())
+        with self._changing:
+            if lacking or self._links.pool_map is not force:
+                unused: NextMap | None = following
+            else:
+                unused, self._next = self._next, following
+        if unused is not None:
+            unused.close()
+        if lacking:
+            layer, expert = min(lacking)
+            raise PoolMapError(
+                f"{len(lacking)} experts cannot be reached by the new map, as expert {expert} of layer {layer}: "
+                + "; ".join(following.failures)
+            )
+        return unused is not following
+
+    def _look(self) -> None:
+        """Take on what other threads have brought. Cheap when it is nothing."""
+        self._links.adopt()
+        if self._next is not None:
+            with self._changing:
+                following, self._next = self._next, None
+                if following is not None:
+                    self._links.change(following)
+                    self._parked.look(following.pool_map)
 
     def _current(self) -> Routes:
         if self._routes is None or self._routes_of != self._links.version:
-            alive = [bool(links) for links in self._links.of_pool]
-            self._routes, self._routes_of = Routes(self._links.pool_map, alive, self._experts), self._links.version
+            self._routes = Routes(self._links.pool_map, self._links.states(), self._experts)
+            self._routes_of = self._links.version
         return self._routes
 
-    def _dispatch(self, job: _Job, again: Numbers | None) -> None:
-        """Send pairs: all, or those of `again`, whose replica failed."""
-        flat = job.experts.reshape(-1)
-        if again is None:
-            pairs, pools = None, self._current().pools(job.layer, flat)
-        else:
-            again.sort()
-            self.resent_rows += len(np.unique(again // job.experts.shape[1]))
-            pairs, pools = again, self._current().pools(job.layer, flat[again])
-        if pools.min() == NOBODY:
-            pairs = self._substitute(job, pools, pairs)
-            pools = self._current().pools(job.layer, job.experts.reshape(-1)[pairs])
-        used = np.bincount(pools).nonzero()[0].tolist()
-        for pool in used:
-            mine = (pools == pool).nonzero()[0]
-            self._to_pool(job, pool, mine if pairs is None else pairs[mine])
+    def _dispatch(self, job: Job, pairs: Numbers) -> None:
+        """Send `pairs` (places in the flat list of rows and experts, ascending)."""
+        pools = self._current().pools(job.layer, job.experts.reshape(-1)[pairs])
+        if pools.min() <= NOBODY:
+            begun = time.perf_counter()
+            pairs, pools = self._all_reached(job, pairs)
+            job.use.wait_s += time.perf_counter() - begun
+        order, starts = self._loops.by_pool(pools, len(self._links.of_pool))
+        sorted_pairs, bounds = pairs[order], starts.tolist()
+        for pool, (start, end) in enumerate(pairwise(bounds)):
+            if start < end:
+                self._to_pool(job, pool, sorted_pairs[start:end])
 
-    def _to_pool(self, job: _Job, pool: int, pairs: Numbers) -> None:
-        links = self._links.of_pool[pool]
+    def _to_pool(self, job: Job, pool: int, pairs: Numbers) -> None:
+        links, name = self._links.of_pool[pool], self._links.pool_map.pools[pool].name
         if len(links) == 1:
-            self._send(job, links[0], pairs)
+            self._send(job, links[0], name, pairs)
             return
         if not links:
             job.failed.append(pairs)
             return
-        starts = _changes(pairs // job.experts.shape[1]).nonzero()[0]
+        # The first pair of each row.
+        starts = np.diff(pairs // job.experts.shape[1], prepend=-1).nonzero()[0]
         taken = 0
         shares = spread(len(starts), [link.candidate() for link in links]).shares
         chosen = [links[share.candidate] for share in shares]
         for link, share in zip(chosen, shares, strict=True):
             end = starts[taken + share.rows] if taken + share.rows < len(starts) else len(pairs)
-            self._send(job, link, pairs[starts[taken] : end])
+            self._send(job, link, name, pairs[starts[taken] : end])
             taken += share.rows
 
-    def _send(self, job: _Job, link: Link, pairs: Numbers) -> None:
-        count, hidden = len(pairs), job.raw.shape[1]
-        k = job.experts.shape[1]
-        if len(job.raw) == 1:
-            rows = local = np.zeros(count, dtype=np.int64)
-            rows = rows[:1]
-        else:
-            row_of = pairs // k
-            first = _changes(row_of)
-            rows, local = row_of[first], first.cumsum() - 1
-        size = len(rows) * hidden * job.raw.itemsize
-        room = link.room(size + count * PAIR_BYTES)
-        x = np.frombuffer(room, dtype=job.raw.dtype, count=len(rows) * hidden).reshape(len(rows), hidden)
-        if len(rows) == len(job.raw):
-            x[:] = job.raw
-        else:
-            np.take(job.raw, rows, axis=0, out=x, mode="clip")
-        numbers = np.frombuffer(room, dtype="<i4", count=2 * count, offset=size)
-        numbers[:count] = local
-        numbers[count:] = job.experts.reshape(-1)[pairs]
-        np.frombuffer(room, dtype="<f4", count=count, offset=size + 8 * count)[:] = job.weights.reshape(-1)[pairs]
+    def _send(self, job: Job, link: Link, pool: str, pairs: Numbers) -> None:
+        count, k = len(pairs), job.experts.shape[1]
+        row_bytes = job.raw.shape[1] * job.raw.itemsize
+        link.room(count * PAIR_BYTES + min(count, len(job.raw)) * row_bytes)
+        rows = self._loops.pack(
+            job.raw,
+            job.experts.reshape(-1),
+            job.weights.reshape(-1),
+            pairs,
+            k,
+            link.words,
+            link.floats,
+            link.units,
+        )
         try:
-            link.request(job.layer, len(rows), count, size + count * PAIR_BYTES)
+            link.request(job.layer, len(rows), count, count * PAIR_BYTES + len(rows) * row_bytes)
         except LinkError as error:
             self._links.drop(link, error)
             job.failed.append(pairs)
             return
-        job.sent.append(_Sent(link, pairs, rows))
+        job.sent.append(Sent(link, pool, pairs, rows))
 
-    def _gather(self, job: _Job, sent: _Sent) -> None:
-        rows, hidden = len(sent.rows), job.raw.shape[1]
+    def _gather(self, job: Job, sent: Sent) -> None:
         try:
-            body = sent.link.reply(rows, rows * hidden * job.raw.itemsize)
+            part = sent.link.reply(len(sent.rows))
         except LinkError as error:
             self._links.drop(sent.link, error)
             job.failed.append(sent.pairs)
             return
-        part = torch.frombuffer(body, dtype=job.x.dtype).view(rows, hidden)
-        if job.total is None and rows == len(job.raw):
-            # A copy: the buffer is the link's.
-            job.total = part.float() if job.x.dtype != torch.float32 else part.clone()
-            return
+        first = job.total is None and len(sent.rows) == len(job.raw)
         if job.total is None:
-            job.total = torch.zeros(job.x.shape, dtype=torch.float32)
-        if rows == len(job.raw):
-            job.total += part
-        else:
-            job.total.index_add_(0, torch.from_numpy(sent.rows), part.float())
+            job.total = np.empty(job.raw.shape, np.float32) if first else np.zeros(job.raw.shape, np.float32)
+        counts = job.use.counts(sent.pool, sent.link.replica.name)
+        self._loops.add(job.total, part, sent.rows, first, counts, sent.pairs, job.experts.shape[1])
 
-    def _substitute(self, job: _Job, pools: Numbers, pairs: Numbers | None) -> Numbers:
-        """Give rows whose experts are out of reach others, and return the pairs that are to be sent now.
+    def _all_reached(self, job: Job, pairs: Numbers) -> tuple[Numbers, Numbers]:
+        """The pairs to be sent in place of `pairs`, some of which nobody can compute now, and their pools.
 
-        Waits while no expert of the layer can be reached, `outage_s` at most.
+        Waits for parked pools `wake_s` at most, and `outage_s` at most while no expert of the layer can be reached.
         """
-        k = job.experts.shape[1]
-        pairs = np.arange(job.experts.size) if pairs is None else pairs
-        until = time.monotonic() + self._limits.outage_s
-        while not any(self._current().reaches(job.layer, expert) for expert in range(self._experts)):
-            if time.monotonic() > until:
-                raise PoolsUnreachableError(
-                    f"no expert of layer {job.layer} could be reached for {self._limits.outage_s:g} s"
-                )
+        begun = time.monotonic()
+        while True:
+            self._look()
+            routes = self._current()
+            pools = routes.pools(job.layer, job.experts.reshape(-1)[pairs])
+            if pools.min() > NOBODY:
+                return pairs, pools
+            parked = {self._links.pool_map.pools[number].name for number in parked_pools(pools)}
+            for name in parked:
+                self._parked.want(name)
+            if not self._parked.waits_for(parked, begun):
+                if routes.reaches_any(job.layer):
+                    break
+                if time.monotonic() - begun > self._files.outage_s:
+                    raise PoolsUnreachableError(
+                        f"no expert of layer {job.layer} could be reached for {self._files.outage_s:g} s"
+                    )
             time.sleep(_POLL_S)
-            self._links.adopt()
-        routes = self._current()
-        pools = routes.pools(job.layer, job.experts.reshape(-1)[pairs])
-        rows = np.unique(pairs[pools == NOBODY] // k)
-        job.experts, job.weights = job.experts.copy(), job.weights.copy()
-        logits = job.logits().float()
-        for row in rows.tolist():
-            found = substitute(
-                job.experts[row].tolist(),
-                job.weights[row].tolist(),
-                logits[row].tolist(),
-                lambda expert: routes.reaches(job.layer, expert),
-            )
-            if found is None:
-                raise PoolsUnreachableError(f"no expert of layer {job.layer} can be reached")
-            # Fewer experts than before: the first one takes the free places, with no weight.
-            free = k - len(found.experts)
-            job.experts[row] = [*found.experts, *[found.experts[0]] * free]
-            job.weights[row] = [*found.weights, *[0.0] * free]
-            self.degraded[row] = self.degraded.get(row, 0) + 1
-        self.degraded_rows += len(rows)
-        if job.total is not None and len(rows):
-            # What was summed for them was weighted with experts that are gone.
-            job.total[torch.from_numpy(rows)] = 0
-        others = pairs[~np.isin(pairs // k, rows)]
-        return np.sort(np.concatenate([others, (rows[:, None] * k + np.arange(k)).reshape(-1)]))
-
-
-def _changes(numbers: Numbers) -> npt.NDArray[np.bool_]:
-    """Where a number is another than the one before it; the first one is."""
-    first = np.empty(len(numbers), dtype=np.bool_)
-    first[0] = True
-    np.not_equal(numbers[1:], numbers[:-1], out=first[1:])
-    return first
+        pairs, rows = job.stand_in(pairs, routes)
+        self.degraded_rows += rows
+        return pairs, routes.pools(job.layer, job.experts.reshape(-1)[pairs])

@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from cluster.experts.costs import CostEstimate
 from cluster.experts.dispatch import Candidate
 from cluster.experts.pools import Holding, PoolMapError, Replica, parse_holding
@@ -32,6 +35,8 @@ from deployments.experts.wire import (
 )
 
 FIRST_BUFFER_BYTES: Final = 1024 * 1024
+WIDTHS: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a number in the formats that an engine may compute in."""
 
 
 class LinkError(Exception):
@@ -56,8 +61,10 @@ class Link:
         self.in_flight_rows = 0
         self.waiting_rows = 0
         """As the replica reported last."""
-        self.out = bytearray(FIRST_BUFFER_BYTES)
-        self.answer = bytearray(FIRST_BUFFER_BYTES)
+        self._unit = np.dtype(f"i{WIDTHS[model.dtype]}")
+        self._grow(FIRST_BUFFER_BYTES)
+        self._answer = bytearray(FIRST_BUFFER_BYTES)
+        self._hidden = model.hidden
         self._sequence = 0
         self._sent = 0.0
         self._timeout_s = 0.0
@@ -88,31 +95,37 @@ class Link:
         """As `cluster.experts.dispatch` sees it."""
         return Candidate(self.in_flight_rows + self.waiting_rows, self.cost.fixed_s, self.cost.row_s)
 
-    def room(self, size: int) -> memoryview:
-        """Where to write the body of the next request, `size` bytes, before `request`."""
-        if len(self.out) < HEADER.size + size:
-            self.out = bytearray(2 * size + HEADER.size)
-        return memoryview(self.out)[HEADER.size : HEADER.size + size]
+    def room(self, size: int) -> None:
+        """Make `words`, `floats` and `units`, views of the body of the next request, long enough for `size` bytes."""
+        if len(self._out) < HEADER.size + size:
+            self._grow(2 * (HEADER.size + size))
+
+    def _grow(self, size: int) -> None:
+        self._out = bytearray(size)
+        self.words = np.frombuffer(self._out, dtype="<i4", offset=HEADER.size)
+        self.floats = np.frombuffer(self._out, dtype="<f4", offset=HEADER.size)
+        self.units = np.frombuffer(self._out, dtype=self._unit, offset=HEADER.size)
 
     def request(self, layer: int, rows: int, pairs: int, size: int) -> None:
-        """Send what `room` was filled with."""
+        """Send what was written for `rows` rows with so many pairs: a body of `size` bytes."""
         self._sequence = (self._sequence + 1) % 2**32
         Header(FrameKind.REQUEST, self._sequence, layer, rows, pairs, size, int(self._timeout_s * 1e6)).pack_into(
-            self.out
+            self._out
         )
         self._sent = time.perf_counter()
         try:
-            self._socket.sendall(memoryview(self.out)[: HEADER.size + size])
+            self._socket.sendall(memoryview(self._out)[: HEADER.size + size])
         except OSError as error:
             raise self._failed(error) from None
         self.in_flight_rows += rows
 
-    def reply(self, rows: int, size: int) -> memoryview:
-        """Wait for the answer to the last request: `rows` rows in `size` bytes, good until the next call."""
-        if len(self.answer) < HEADER.size + size:
-            self.answer = bytearray(2 * size + HEADER.size)
-        total = HEADER.size + size
-        view = memoryview(self.answer)[:total]
+    def reply(self, rows: int) -> npt.NDArray[np.float32]:
+        """Wait for the answer to the last request: its `rows` rows (rows, hidden), good until the next call."""
+        count = rows * self._hidden
+        total = HEADER.size + 4 * count
+        if len(self._answer) < total:
+            self._answer = bytearray(2 * total)
+        view = memoryview(self._answer)[:total]
         try:
             header = self._receive(view)
         except (OSError, ProtocolError) as error:
@@ -122,7 +135,7 @@ class Link:
         self.in_flight_rows -= rows
         self.waiting_rows = header.pairs
         self.cost.add(rows, time.perf_counter() - self._sent)
-        return view[HEADER.size :]
+        return np.frombuffer(self._answer, dtype="<f4", count=count, offset=HEADER.size).reshape(rows, self._hidden)
 
     def stats(self) -> dict[str, Any]:
         """Ask the replica for its report. Not between a request and its answer."""

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PADDED_PAIRS: Final = 2.0
+"""Rows with fewer experts here than others are filled up with places of no weight, up to so many times the pairs."""
+SMALL_BATCH: Final = 32
+"""Up to so many places it is the reading of the weights that takes the time, not the rows."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Layer:
     """Experts of one layer."""
 
     packed: tuple[torch.Tensor, torch.Tensor]
     slot_of: npt.NDArray[np.int32]
     """Expert to its place in `packed`; -1: not held."""
-    experts: list[int]
-    tokens: npt.NDArray[np.int64]
-    """Rows computed, by place."""
+    held: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Another holding, read and packed; `ExpertPool.adopt` puts it in force."""
+
+    holds: Holding
+    layers: dict[int, _Layer]
 
 
 class ExpertPool:
@@ -43,23 +53,21 @@ class ExpertPool:
         dtype: str,
         kernel_for: Callable[[torch.dtype, int], ExpertKernel],
     ) -> None:
-        checkpoint.require(holds)
         self.dtype = dtype
         self.hidden = checkpoint.shape.hidden
-        self.holds = holds
         self.busy_s = 0.0
         self.batches = 0
+        self.pairs = 0
+        """Pairs of row and expert that were computed."""
+        self._checkpoint = checkpoint
         self._dtype = DTYPES[dtype]
         self._kernel = kernel_for(self._dtype, self.hidden)
-        self.row_bytes = self.hidden * self._dtype.itemsize
-        padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
+        self._row_in = self.hidden * self._dtype.itemsize
+        self._padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
+        self._tokens: dict[int, npt.NDArray[np.int64]] = {}
+        self.holds: Holding = {}
         self._layers: dict[int, _Layer] = {}
-        for layer, held in holds.items():
-            experts = sorted(held)
-            packed = self._kernel.pack(*checkpoint.read(layer, experts, self._dtype, padded))
-            slot_of = np.full(checkpoint.experts, -1, dtype=np.int32)
-            slot_of[experts] = np.arange(len(experts), dtype=np.int32)
-            self._layers[layer] = _Layer(packed, slot_of, experts, np.zeros(len(experts), dtype=np.int64))
+        self.adopt(self.prepare(holds))
 
     @property
     def weight_bytes(self) -> int:
@@ -71,9 +79,38 @@ class ExpertPool:
         """Name of the kernel in use."""
         return self._kernel.name
 
-    def body_bytes(self, header: Header) -> int:
+    def prepare(self, holds: Holding) -> Prepared:
+        """Read what another holding needs, layers that stay as they are excepted: seconds, on any thread.
+
+        Raises what the checkpoint raises for experts that it lacks.
+        """
+        self._checkpoint.require(holds)
+        before, layers = self._layers, {}
+        for number, held in holds.items():
+            known = before.get(number)
+            layers[number] = known if known is not None and known.held == held else self._read(number, held)
+        return Prepared(dict(holds), layers)
+
+    def _read(self, number: int, held: frozenset[int]) -> _Layer:
+        experts = sorted(held)
+        packed = self._kernel.pack(*self._checkpoint.read(number, experts, self._dtype, self._padded))
+        slot_of = np.full(self._checkpoint.experts, -1, dtype=np.int32)
+        slot_of[experts] = np.arange(len(experts), dtype=np.int32)
+        return _Layer(packed, slot_of, frozenset(held))
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Hold what was prepared from now on; between two batches."""
+        for number in prepared.layers:
+            self._tokens.setdefault(number, np.zeros(self._checkpoint.experts, dtype=np.int64))
+        self._layers, self.holds = prepared.layers, prepared.holds
+
+    def request_bytes(self, header: Header) -> int:
         """How long the body of a REQUEST with this header has to be."""
-        return header.rows * self.row_bytes + header.pairs * PAIR_BYTES
+        return header.rows * self._row_in + header.pairs * PAIR_BYTES
+
+    def reply_bytes(self, rows: int) -> int:
+        """How long the body of the REPLY is: float32, whatever the engine computes in."""
+        return rows * self.hidden * 4
 
     @torch.inference_mode()
     def compute(self, header: Header, body: memoryview, out: memoryview) -> float:
@@ -82,23 +119,25 @@ class ExpertPool:
         rows, pairs, layer = header.rows, header.pairs, self._layers.get(header.layer)
         if layer is None:
             raise ProtocolError(f"no expert of layer {header.layer} is held here")
-        x = torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden).view(rows, self.hidden)
-        y = torch.frombuffer(out, dtype=self._dtype, count=rows * self.hidden).view(rows, self.hidden)
-        start = rows * self.row_bytes
-        numbers = np.frombuffer(body, dtype="<i4", count=2 * pairs, offset=start)
+        numbers = np.frombuffer(body, dtype="<i4", count=2 * pairs)
         row_of, experts = numbers[:pairs], numbers[pairs:]
-        weights = np.frombuffer(body, dtype="<f4", count=pairs, offset=start + 8 * pairs)
-        if experts.min() < 0 or experts.max() >= len(layer.slot_of) or row_of.min() < 0 or row_of.max() >= rows:
+        # As numbers without a sign, negative ones are out of range, too.
+        if experts.view("<u4").max() >= len(layer.slot_of) or row_of.view("<u4").max() >= rows:
             raise ProtocolError("rows or experts are out of range")
         slots = layer.slot_of[experts]
         if slots.min() < 0:
             missing = sorted(set(experts[slots < 0].tolist()))
             raise ProtocolError(f"experts {missing} of layer {header.layer} are not held here")
+        weights = np.frombuffer(body, dtype="<f4", count=pairs, offset=8 * pairs)
+        shape = rows, self.hidden
+        x = torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * pairs).view(shape)
+        y = torch.frombuffer(out, dtype=torch.float32, count=rows * self.hidden).view(shape)
         self._run(x, y, layer.packed, row_of, slots, weights)
-        layer.tokens += np.bincount(slots, minlength=len(layer.tokens))
+        self._tokens[header.layer] += np.bincount(experts, minlength=len(layer.slot_of))
         took = time.perf_counter() - begun
         self.busy_s += took
         self.batches += 1
+        self.pairs += pairs
         return took
 
     def _run(
@@ -111,36 +150,35 @@ class ExpertPool:
         weights: npt.NDArray[np.float32],
     ) -> None:
         rows, pairs = len(x), len(row_of)
-        each = pairs // rows
-        if each * rows == pairs and (rows == 1 or _in_turn(row_of, rows, each)):
-            # Every row has as many experts here: the kernel's own form.
-            shape = rows, each
+        counts = np.bincount(row_of, minlength=rows)
+        most = int(counts.max())
+        in_turn = bool((row_of[1:] >= row_of[:-1]).all())
+        if in_turn and most * rows > pairs and most * rows <= max(PADDED_PAIRS * pairs, SMALL_BATCH):
+            slots, weights = _filled(counts, most, row_of, slots, weights)
+        if in_turn and most * rows <= len(slots):
+            # Every row has as many places: the kernel's own form.
+            shape = rows, most
             self._kernel.compute(
                 y, x, packed, torch.from_numpy(weights).view(shape), torch.from_numpy(slots).view(shape)
             )
             return
-        order = torch.from_numpy(row_of)
-        done = torch.empty(pairs, x.shape[1], dtype=x.dtype)
-        shape = pairs, 1
-        self._kernel.compute(
-            done,
-            x.index_select(0, order),
-            packed,
-            torch.from_numpy(weights).view(shape),
-            torch.from_numpy(slots).view(shape),
-        )
-        # Summed in float32: the sum of rounded numbers is to be rounded once.
-        y.copy_(torch.zeros(x.shape, dtype=torch.float32).index_add_(0, order, done.float()))
+        order, shape = torch.from_numpy(row_of), (pairs, 1)
+        done = torch.empty(pairs, x.shape[1], dtype=torch.float32)
+        each = torch.from_numpy(weights).view(shape), torch.from_numpy(slots).view(shape)
+        self._kernel.compute(done, x.index_select(0, order), packed, *each)
+        y.zero_().index_add_(0, order, done)
 
     def tokens(self) -> dict[str, dict[str, int]]:
-        """Rows computed by layer and expert."""
-        return {
-            str(number): dict(zip(map(str, layer.experts), layer.tokens.tolist(), strict=True))
-            for number, layer in self._layers.items()
-        }
+        """Rows computed by layer and expert since the start, of all experts that are held, or were used."""
+        told = {}
+        for number, counts in list(self._tokens.items()):
+            layer = self._layers.get(number)
+            experts = sorted((layer.held if layer else frozenset()).union(counts.nonzero()[0].tolist()))
+            told[str(number)] = {str(expert): int(counts[expert]) for expert in experts}
+        return told
 
     def report(self) -> dict[str, Any]:
-        """What it holds and did, as JSON has it: bytes, seconds, rows."""
+        """What it holds and did, as JSON has it: bytes, seconds, rows, pairs of row and expert."""
         return {
             "kernel": self.kernel,
             "weight_bytes": self.weight_bytes,
@@ -148,8 +186,23 @@ class ExpertPool:
             "tokens": self.tokens(),
             "busy_s": self.busy_s,
             "batches": self.batches,
+            "pairs": self.pairs,
         }
 
 
-def _in_turn(row_of: npt.NDArray[np.int32], rows: int, each: int) -> bool:
-    return bool((row_of.reshape(rows, each) == np.arange(rows, dtype=np.int32)[:, None]).all())
+def _filled(
+    counts: npt.NDArray[np.int64],
+    most: int,
+    row_of: npt.NDArray[np.int32],
+    slots: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Slots and weights of pairs that are sorted by row, with as many places for each row; free places have no weight."""
+    rows, starts = len(counts), counts.cumsum() - counts
+    place = np.arange(len(row_of)) - starts[row_of]
+    # The free ones name an expert that is computed anyway: no other weights are read for them.
+    full = np.repeat(slots[np.minimum(starts, len(slots) - 1)], most).reshape(rows, most)
+    full[row_of, place] = slots
+    scaled = np.zeros((rows, most), dtype=np.float32)
+    scaled[row_of, place] = weights
+    return full.reshape(-1), scaled.reshape(-1)

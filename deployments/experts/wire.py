@@ -6,8 +6,8 @@ Numbers are little-endian. The peers prove to each other that they know a secret
     pool  -> trunk   CHALLENGE  32 random bytes
     trunk -> pool    HELLO      JSON: proof, random bytes of its own
     pool  -> trunk   WELCOME    JSON: proof, what it holds, of which model
-    trunk -> pool    REQUEST    rows of a layer, then per pair of row and expert: row, expert (int32), weight (float32)
-    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows
+    trunk -> pool    REQUEST    rows, experts (int32) and weights (float32) of all pairs of row and expert, then the rows
+    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows, float32
     trunk -> pool    STATS      answered with STATS: JSON
 """
 
@@ -25,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAGIC: Final = b"PX"
 HEADER: Final = struct.Struct("<2sBBIIIIII4x")
 NONCE_BYTES: Final = 32

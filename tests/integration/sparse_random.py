@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-LAYERS, EXPERTS, HIDDEN, INTERMEDIATE = 4, 8, 128, 64
+LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 4, 8, 2, 128, 64
 VOCABULARY = 49_152
 
 
@@ -49,6 +49,6 @@ def write_random_sparse(folder: Path, tokenizer_of: Path, exchanged: tuple[int, 
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": VOCABULARY}
     config |= {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "decoder_sparse_step": 1}
     config |= {"mlp_only_layers": [], "moe_intermediate_size": INTERMEDIATE, "norm_topk_prob": True, "qkv_bias": True}
-    config |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "shared_expert_intermediate_size": INTERMEDIATE}
+    config |= {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K, "shared_expert_intermediate_size": INTERMEDIATE}
     config |= {"tie_word_embeddings": True, "use_sliding_window": False}
     (folder / "config.json").write_text(json.dumps(config))

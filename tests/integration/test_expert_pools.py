@@ -15,12 +15,14 @@ import pytest
 from cluster.config.base import Kind
 from cluster.config.engine import EngineConfig
 from cluster.config.model import ModelConfig
+from cluster.experts.pool_use import PoolUse
 from cluster.experts.pools import PoolMap, split_evenly
 from deployments.engines.vllm_args import VllmLaunch
 from deployments.engines.vllm_engine import VllmEngine
+from deployments.experts.uses import use_from
 from deployments.models.sources import resolve
-from tests.integration.sparse_random import EXPERTS, LAYERS, write_random_sparse
-from tests.unit.experts.pool_processes import map_of, pool_process
+from tests.integration.sparse_random import EXPERTS, LAYERS, TOP_K, write_random_sparse
+from tests.unit.experts.pool_processes import map_of, pool_process, trunk_files
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -48,10 +50,7 @@ async def running(checkpoint: Path, pool_map: PoolMap | None = None, folder: Pat
     """vLLM's own engine, below our request path. With a map: a trunk. In float32: what differs is then no rounding."""
     before = dict(os.environ)
     if pool_map is not None and folder is not None:
-        (folder / "map.json").write_text(pool_map.to_json())
-        os.environ["POINTSMAN_POOL_MAP"] = str(folder / "map.json")
-        os.environ["POINTSMAN_POOL_SECRET_FILE"] = str(folder / "secret")
-        os.environ["POINTSMAN_POOL_ANSWER_S"] = "5"
+        os.environ.update(trunk_files(folder, pool_map, wake_s=20, outage_s=20).environment())
     engine = EngineConfig(
         max_model_len=256, max_num_seqs=32, kv_cache_bytes=64 * 2**20, enforce_eager=True, dtype="float32"
     )
@@ -72,6 +71,22 @@ async def generate(engine: Any, prompt: list[int], name: str | None = None, **pa
     sampling = SamplingParams(temperature=0, ignore_eos=True, **parameters)
     tokens = TokensPrompt(prompt_token_ids=prompt)
     return [output async for output in engine.generate(tokens, sampling, name or uuid.uuid4().hex)][-1]
+
+
+async def told(engine: Any, **wanted: Any) -> dict[str, Any]:
+    """The trunk's report, once it says what is `wanted`."""
+    async with asyncio.timeout(20):
+        while True:
+            report: dict[str, Any] = await engine.engine_core.call_utility_async("pointsman_pool_report")
+            if all(report[key] == value for key, value in wanted.items()):
+                return report
+            await asyncio.sleep(0.05)
+
+
+async def used(engine: Any, names: list[str]) -> list[PoolUse | None]:
+    """What pools did for requests."""
+    asked = [engine.engine_core.call_utility_async("pointsman_pool_use", name) for name in names]
+    return [use_from(use) if use else None for use in await asyncio.gather(*asked)]
 
 
 async def judged(engine: Any) -> list[list[tuple[int, float]]]:
@@ -106,7 +121,8 @@ async def test_trunk_and_pools_say_what_the_engine_says(checkpoints: tuple[Path,
             assert same >= 0.99 and distance < 1e-3, (same, distance)
             # A pool that has another expert where expert 1 should be: the comparison has to notice.
             exchanged = map_of((HALVES[0], [one.address]), (HALVES[1], [bad.address]), version=2)
-            assert await engine.engine_core.call_utility_async("pointsman_set_pool_map", exchanged.to_json()) == ""
+            trunk_files(tmp_path, exchanged)
+            assert (await told(engine, map_version=2))["refused"] == ""
             await engine.reset_prefix_cache()
             same, distance = agreement(known, await judged(engine))
             assert same < 0.9 and distance > 0.1, (same, distance)
@@ -127,20 +143,23 @@ async def test_requests_outlive_pools_that_are_killed(checkpoints: tuple[Path, P
                 tasks = [generate(engine, p, n, max_tokens=64) for p, n in zip(PROMPTS, names, strict=False)]
                 return [len(output.outputs[0].token_ids) for output in await asyncio.gather(*tasks)]
 
-            async def degraded() -> list[int]:
-                asked = [engine.engine_core.call_utility_async("pointsman_degraded", name) for name in names]
-                return [int(count) for count in await asyncio.gather(*asked)]
-
             running_load = asyncio.create_task(load())
             await asyncio.sleep(0.2)
             a.kill()
             assert await asyncio.wait_for(running_load, 60) == [64] * 8
-            assert await degraded() == [0] * 8, "a replica with the same experts was there"
+            uses = [use for use in await used(engine, names) if use is not None]
+            assert [use.degraded_rows for use in uses] == [0] * 8, "a replica with the same experts was there"
+            tokens = len(PROMPTS[0]) + 63
+            assert [sum(part.pairs for part in use.parts) for use in uses] == [tokens * LAYERS * TOP_K] * 8
+            assert all({part.pool for part in use.parts} == {"pool0", "pool1"} for use in uses)
+            assert all(use.steps >= 64 and 0 < use.wait_s < use.ended_s - use.begun_s for use in uses)
+            assert sum(use.resent_rows for use in uses) > 0
             running_load = asyncio.create_task(load())
             await asyncio.sleep(0.2)
             b.kill()
             assert await asyncio.wait_for(running_load, 60) == [64] * 8
-            report = await engine.engine_core.call_utility_async("pointsman_pool_report")
-            assert report["losses"] == 2 and report["degraded_rows"] > 0
-            assert all(await degraded()), "nobody else held these experts, and each request is told so"
-            assert await degraded() == [0] * 8
+            report = await told(engine, losses=2)
+            assert report["degraded_rows"] > 0
+            uses = [use for use in await used(engine, names) if use is not None]
+            assert all(use.degraded_rows for use in uses), "nobody else held these experts, and each request is told so"
+            assert await used(engine, names) == [None] * 8

@@ -20,6 +20,7 @@ from cluster.experts.pools import Holding, Pool, PoolMap, Replica, holding_to_js
 from deployments.experts.kernels import TorchKernel
 from deployments.experts.pool import ExpertPool
 from deployments.experts.pool_server import PoolServer
+from deployments.experts.trunk_files import TrunkFiles
 from deployments.experts.weights import Checkpoint
 from deployments.experts.wire import address_of, listen
 
@@ -75,18 +76,26 @@ def pool_of(folder: Path, holds: Holding) -> ExpertPool:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, holds: Holding, address: str, secret: bytes = SECRET) -> Iterator[str]:
-    """A pool on a thread of this process; gives its address."""
-    listening = listen(address)
-    reached = address_of(listening)
-    server = PoolServer(pool_of(folder, holds), listening, "a pool", Checkpoint(folder).fingerprint(), secret)
-    thread = threading.Thread(target=server.run)
+def server(folder: Path, holds: Holding, *addresses: str, **settings: Any) -> Iterator[tuple[PoolServer, list[str]]]:
+    """A pool on a thread of this process, and its addresses. `settings` go to `PoolServer`."""
+    listening = [listen(address) for address in addresses]
+    reached = [address_of(one) for one in listening]
+    settings = {"name": "a pool", "fingerprint": Checkpoint(folder).fingerprint(), "secret": SECRET, **settings}
+    serves = PoolServer(pool_of(folder, holds), listening, **settings)
+    thread = threading.Thread(target=serves.run)
     thread.start()
     try:
-        yield reached
+        yield serves, reached
     finally:
-        server.stop()
+        serves.stop()
         thread.join(10)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, holds: Holding, address: str, secret: bytes = SECRET) -> Iterator[str]:
+    """A pool on a thread of this process; gives its address."""
+    with server(folder, holds, address, secret=secret) as (_, reached):
+        yield reached[0]
 
 
 @dataclass
@@ -134,3 +143,19 @@ def map_of(*pools: tuple[Holding, list[str]], version: int = 1) -> PoolMap:
             for number, (holds, addresses) in enumerate(pools)
         ),
     )
+
+
+def trunk_files(folder: Path, pool_map: PoolMap, secret: bytes = SECRET, **limits: float) -> TrunkFiles:
+    """Files of a trunk in a folder, written."""
+    (folder / "trunk-secret").write_bytes(secret)
+    limits = {"answer_s": 5.0, "outage_s": 0.3, "wake_s": 0.3, **limits}
+    files = TrunkFiles(folder / "map.json", folder / "trunk-secret", **limits)
+    replace_map(files, pool_map)
+    return files
+
+
+def replace_map(files: TrunkFiles, pool_map: PoolMap | str) -> None:
+    """Put another map, whole, where the trunk looks for it."""
+    new = files.map.with_suffix(".new")
+    new.write_text(pool_map if isinstance(pool_map, str) else pool_map.to_json())
+    new.replace(files.map)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.experts.pools import PoolMapError, split_evenly
-from deployments.experts.client import Limits, PoolClient, PoolsUnreachableError
+from cluster.experts.pools import PoolMap, split_evenly
+from deployments.experts.client import PoolClient
+from deployments.experts.job import PoolsUnreachableError
 from deployments.experts.link import Model
 from deployments.experts.weights import Checkpoint
 from deployments.experts.wire import FrameKind, frame
@@ -25,10 +26,10 @@ from tests.unit.experts.pool_processes import (
     pool_of,
     pool_process,
     serving,
+    trunk_files,
     write_experts,
 )
 
-LIMITS = Limits(answer_s=5.0, outage_s=0.3)
 WHOLE = {layer: frozenset(range(EXPERTS)) for layer in range(LAYERS)}
 
 
@@ -41,9 +42,14 @@ def a_batch(rows: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch
     return x, torch.softmax(top, -1), ids.int(), logits
 
 
-def client_of(pool_map, folder: Path, secret: bytes = SECRET, limits: Limits = LIMITS) -> PoolClient:
-    model = Model(Checkpoint(folder).fingerprint(), "float32", HIDDEN)
-    client = PoolClient(pool_map, list(range(LAYERS)), EXPERTS, model, secret, limits)
+def client_of(pool_map: PoolMap, folder: Path, secret: bytes = SECRET, **limits: float) -> PoolClient:
+    """A client of pools with the model in `folder`, whose files are beside that folder."""
+    client = PoolClient(
+        trunk_files(folder.parent, pool_map, secret, **limits),
+        list(range(LAYERS)),
+        EXPERTS,
+        Model(Checkpoint(folder).fingerprint(), "float32", HIDDEN),
+    )
     client.open()
     return client
 
@@ -123,7 +129,8 @@ def test_the_next_best_experts_stand_in_where_nobody_is_left(tmp_path: Path) -> 
         lost.kill()
         x, _, ids, logits = batch = a_batch(9)
         got = answer(client, 0, batch)
-        rows = sorted(client.degraded)
+        use = client.take_step()
+        rows = sorted(use.degraded) if use else []
         client.close()
     masked = logits.clone()
     masked[:, ::2] = -torch.inf
@@ -145,8 +152,7 @@ def test_it_waits_for_a_while_where_nobody_is_there_and_then_fails(tmp_path: Pat
 def test_a_replica_that_came_back_is_used_again(tmp_path: Path) -> None:
     tensors = write_experts(tmp_path / "model")
     with pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as only:
-        limits = Limits(answer_s=5.0, outage_s=60.0)
-        client = client_of(map_of((WHOLE, [only.address])), tmp_path / "model", limits=limits)
+        client = client_of(map_of((WHOLE, [only.address])), tmp_path / "model", outage_s=60.0)
         only.kill()
     x, weights, ids, _ = batch = a_batch(3)
     with pool_process(tmp_path / "model", WHOLE, tmp_path, "a"):
@@ -160,32 +166,11 @@ def test_a_replica_that_hangs_is_left_out_after_its_time(tmp_path: Path) -> None
         pool_process(tmp_path / "model", WHOLE, tmp_path, "a") as one,
         serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/s") as other,
     ):
-        limits = Limits(answer_s=0.5, outage_s=0.3)
-        client = client_of(map_of((WHOLE, [one.address, other])), tmp_path / "model", limits=limits)
+        client = client_of(map_of((WHOLE, [one.address, other])), tmp_path / "model", answer_s=0.5)
         one.process.send_signal(19)
         x, weights, ids, _ = batch = a_batch(9)
         for _ in range(3):
             torch.testing.assert_close(answer(client, 1, batch), expected(tensors, 1, x, weights, ids))
-        client.close()
-
-
-def test_another_map_takes_the_place_of_the_first_and_a_bad_one_does_not(tmp_path: Path) -> None:
-    tensors = write_experts(tmp_path / "model")
-    with (
-        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/a") as first,
-        serving(tmp_path / "model", WHOLE, f"unix:{tmp_path}/b") as second,
-    ):
-        client = client_of(map_of((WHOLE, [first])), tmp_path / "model")
-        with pytest.raises(PoolMapError, match="not after"):
-            client.replace(map_of((WHOLE, [second])))
-        with pytest.raises(PoolMapError, match="no pool holds"):
-            client.replace(map_of(({0: frozenset({0})}, [second]), version=2))
-        with pytest.raises(PoolMapError, match="cannot be reached"):
-            client.replace(map_of((WHOLE, [f"unix:{tmp_path}/nobody"]), version=2))
-        client.replace(map_of((WHOLE, [second]), version=2))
-        x, weights, ids, _ = batch = a_batch(4)
-        torch.testing.assert_close(answer(client, 0, batch), expected(tensors, 0, x, weights, ids))
-        assert client.report()["map_version"] == 2
         client.close()
 
 

@@ -29,6 +29,8 @@ def test_a_map_survives_its_json() -> None:
     [
         (["version"], -1, "needs a version"),
         (["pools"], [], "1 to 256 pools"),
+        (["pools", 1, "name"], "../a", "letters, digits"),
+        (["pools", 1, "name"], ".a", "letters, digits"),
         (["pools", 1, "name"], "a", "pool 'a' is in the pool map twice"),
         (["pools", 1, "replicas", 0, "name"], "a0", "replica 'a0' is in"),
         (["pools", 1, "replicas", 0, "address"], "unix:/run/a", "address 'unix:/run/a' is in"),
