@@ -89,7 +89,7 @@ class SimulatedEngine:
         self._trunk_files = trunk
         self._trunk: SimulatedTrunk | None = None
         if trunk is not None and settings.experts is not None:
-            self._trunk = SimulatedTrunk(name, settings.experts, settings.seed, trunk)
+            self._trunk = SimulatedTrunk(name, settings.experts, settings.seed, trunk, MAX_SEQUENCES)
         self._why_dead = f"the simulated engine of model {name!r} is not running"
         if self._kv_precision != OWN:
             self.kv_precisions, self.kv_blockers = (), ("a KV precision that is set to fp8",)
@@ -119,7 +119,8 @@ class SimulatedEngine:
         pretence = Pretence(self._confidence, request.judge_tokens) if request.judge else None
         active = Active(key, work, writer, emit if work.stream else None, request.tenant, pretence)
         used = None if self._experts is None else self._experts.begin(active.sequences, request)
-        pools = None if self._trunk is None or used is None else self._trunk.follow(active.sequences, used.router)
+        if self._trunk is not None and used is not None:
+            self._trunk.follow(key, active.sequences, used.router)
         for sequence in active.sequences:
             self._active[sequence.key] = active
             self._scheduler.add(sequence)
@@ -131,13 +132,12 @@ class SimulatedEngine:
                 self._active.pop(sequence.key, None)
                 self._scheduler.cancel(sequence.key)
             experts = None if used is None else used.end()
-            if self._trunk is not None:
-                self._trunk.forget(active.sequences)
+            pools = None if self._trunk is None else self._trunk.end(key, active.sequences)
         reply = replace(
             active.reply(),
             experts=experts,
             kv=active.kv_use(_PRECISIONS[self._kv_precision][0]),
-            pools=None if pools is None else pools.use(),
+            pools=pools,
         )
         return reply if pretence is None else replace(reply, confidence=pretence.result())
 

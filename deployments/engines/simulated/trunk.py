@@ -19,15 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.config.engine import SimulatedExperts
-from cluster.experts.pools import PoolMapError, parse_pool_map
+from cluster.experts.pool_use import PoolUse
+from cluster.experts.pools import PoolMapError
 from deployments.engines.protocol import EngineDeadError, EngineStartError
 from deployments.engines.simulated.core import Step
-from deployments.engines.simulated.pool_notes import RequestPools, StepUse, note
 from deployments.engines.simulated.routing import Router
 from deployments.engines.simulated.sequence import Sequence
 from deployments.engines.simulated.trunk_rows import Batch, Inputs, batch_of, differs
+from deployments.experts.step_use import StepUse
 from deployments.experts.synthetic import DTYPE, simulated_checkpoint
 from deployments.experts.trunk_files import TrunkFiles
+from deployments.experts.uses import Uses, use_from
 
 if TYPE_CHECKING:
     from deployments.experts.client import PoolClient
@@ -43,18 +45,20 @@ class Sent:
     """A step that pools work on."""
 
     batch: Batch
-    answered: Future[StepUse]
+    answered: Future[tuple[float, StepUse | None]]
+    """Seconds that they took, and what they did."""
 
 
 class SimulatedTrunk:
     """The pools of one engine. A thread of its own waits for them, so that the event loop never does."""
 
-    def __init__(self, name: str, config: SimulatedExperts, seed: int, files: TrunkFiles) -> None:
+    def __init__(self, name: str, config: SimulatedExperts, seed: int, files: TrunkFiles, max_requests: int) -> None:
         self._name, self._files = name, files
         self._checkpoint = simulated_checkpoint(config, seed)
         self._inputs = Inputs(config, self._checkpoint.shape.hidden, seed)
         self._random = random.Random(seed)
-        self._owners: dict[str, RequestPools] = {}
+        self._owners: dict[str, tuple[str, Router]] = {}
+        self._uses = Uses(max_requests)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"simulated-trunk-{name}")
         self._closing = threading.Event()
         self._client: PoolClient | None = None
@@ -63,28 +67,31 @@ class SimulatedTrunk:
         """Connect to the pools. Raises `EngineStartError`."""
         await asyncio.wrap_future(self._thread.submit(self._open))
 
-    def follow(self, sequences: Iterable[Sequence], router: Router) -> RequestPools:
-        """Note from now on what pools do for these sequences of a request, whose tokens go where `router` says."""
-        owner = RequestPools(router)
+    def follow(self, request: str, sequences: Iterable[Sequence], router: Router) -> None:
+        """A request begins; its tokens go where `router` says."""
         for sequence in sequences:
-            self._owners[sequence.key] = owner
-        return owner
+            self._owners[sequence.key] = request, router
 
-    def forget(self, sequences: Iterable[Sequence]) -> None:
-        """Their request has ended."""
+    def end(self, request: str, sequences: Iterable[Sequence]) -> PoolUse | None:
+        """It has ended, or was cancelled: what pools did for it; None: nothing."""
         for sequence in sequences:
             self._owners.pop(sequence.key, None)
+        told = self._uses.take(lambda known: known == request)
+        return None if told is None else use_from(told)
 
     def begin(self, step: Step) -> Sent | None:
         """Send the rows of a step; None if it has none. To be handed to `finish`."""
         batch = batch_of(step, self._owners.get)
-        return Sent(batch, self._thread.submit(self._compute, batch)) if batch.owners else None
+        return Sent(batch, self._thread.submit(self._compute, batch)) if batch.requests else None
 
     async def finish(self, sent: Sent) -> float:
         """Wait for the answers; returns the seconds that they took. Raises `EngineDeadError`."""
-        use = await asyncio.wrap_future(sent.answered)
-        note(use, sent.batch.owners)
-        return use.ended_s - use.begun_s
+        took, use = await asyncio.wrap_future(sent.answered)
+        if use is not None:
+            self._uses.note(use, sent.batch.requests, sent.batch.starts)
+            gone = set(sent.batch.requests) - {request for request, _ in self._owners.values()}
+            self._uses.take(lambda known: known in gone)
+        return took
 
     async def report(self) -> dict[str, Any]:
         """See `PoolClient.report`; between two steps."""
@@ -107,21 +114,15 @@ class SimulatedTrunk:
 
     def _open(self) -> None:
         # These import torch, which simulated engines without pools do without.
-        from deployments.experts.client import Limits, PoolClient, PoolsUnreachableError
+        from deployments.experts.client import PoolClient
+        from deployments.experts.job import PoolsUnreachableError
         from deployments.experts.link import Model
 
+        checkpoint = self._checkpoint
+        model = Model(checkpoint.fingerprint(), DTYPE, checkpoint.shape.hidden)
         try:
-            pool_map = parse_pool_map(self._files.map.read_bytes())
-            secret = self._files.secret.read_bytes().strip()
-            checkpoint = self._checkpoint
-            model = Model(checkpoint.fingerprint(), DTYPE, checkpoint.shape.hidden)
-            limits = Limits(self._files.answer_s, self._files.outage_s)
-            client = PoolClient(pool_map, checkpoint.layers, checkpoint.experts, model, secret, limits)
-            try:
-                client.open()
-            except PoolsUnreachableError:
-                client.close()
-                raise
+            client = PoolClient(self._files, checkpoint.layers, checkpoint.experts, model)
+            client.open()
         except (OSError, PoolMapError, PoolsUnreachableError) as error:
             raise EngineStartError(
                 f"the simulated engine of model {self._name!r} cannot use its pools of experts: {error}; "
@@ -133,15 +134,13 @@ class SimulatedTrunk:
         if self._client is not None:
             self._client.close()
 
-    def _compute(self, batch: Batch) -> StepUse:
-        """All layers of a step, on the thread. Raises `EngineDeadError`."""
-        from deployments.experts.client import PoolsUnreachableError
+    def _compute(self, batch: Batch) -> tuple[float, StepUse | None]:
+        """All layers of a step, on the thread: seconds, and what pools did. Raises `EngineDeadError`."""
+        from deployments.experts.job import PoolsUnreachableError
 
-        client = self._connected
-        begun_s, begun = time.time(), time.perf_counter()
+        begun = time.perf_counter()
         ids, experts = batch.ids(), batch.experts(self._checkpoint.experts)
         row = self._random.randrange(len(ids))
-        client.degraded.clear()
         try:
             for layer in self._checkpoint.layers:
                 if self._closing.is_set():
@@ -149,20 +148,15 @@ class SimulatedTrunk:
                 self._layer(layer, ids, experts[layer], row)
         except PoolsUnreachableError as error:
             raise EngineDeadError(f"the simulated engine of model {self._name!r} has ended: {error}") from error
-        took = time.perf_counter() - begun
-        none = np.zeros(len(ids), np.int64)
-        degraded = none.copy()
-        for degraded_row, layers in client.degraded.items():
-            degraded[degraded_row] = layers
-        return StepUse(begun_s, begun_s + took, took, {}, {}, none, degraded)
+        return time.perf_counter() - begun, self._connected.take_step()
 
     def _layer(self, layer: int, ids: npt.NDArray[np.int64], experts: npt.NDArray[np.int32], row: int) -> None:
-        """One layer; the sum that came back for `row` is checked unless other experts stood in."""
+        """One layer; the sum that came back for `row` is checked unless other experts stood in somewhere in the layer."""
         import torch
 
         client = self._connected
         x, weights = self._inputs.of(layer, ids)
-        before = client.degraded.get(row, 0)
+        before = client.degraded_rows
         client.begin(
             layer,
             torch.from_numpy(x),
@@ -171,7 +165,7 @@ class SimulatedTrunk:
             lambda: torch.from_numpy(self._inputs.scores(layer, experts)),
         )
         got = client.finish()[row].numpy()
-        if client.degraded.get(row, 0) > before:
+        if client.degraded_rows > before:
             return
         if differs(got, self._checkpoint.answer(layer, x[row], experts[row], weights[row])):
             raise EngineDeadError(

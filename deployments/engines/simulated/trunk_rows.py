@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from cluster.config.engine import SimulatedExperts
 from deployments.engines.simulated.core import Step
-from deployments.engines.simulated.pool_notes import RequestPools
 from deployments.engines.simulated.routing import Router, fitting_id
 
 MAX_ROWS: Final = 256
@@ -21,31 +20,34 @@ _NUMBERS: Final = 4093
 """Rows of made-up numbers that all token ids share."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one step."""
+    """Rows of one step: those of a request follow each other."""
 
-    owners: list[RequestPools] = field(default_factory=list)
-    """Of each row, in the order of `tokens`."""
-    tokens: dict[Router, list[int]] = field(default_factory=dict)
-    """By the router that tells their experts."""
+    requests: list[str]
+    starts: list[int]
+    """The first row of each request, then the end of the last one."""
+    tokens: list[tuple[Router, list[int]]]
+    """Of all rows in turn, and the router that tells their experts."""
 
     def experts(self, experts: int) -> npt.NDArray[np.int32]:
         """(layers, rows, top-k), for so many experts in each layer."""
-        routed = [part for router, tokens in self.tokens.items() for part in router.routes(tokens)]
+        routed = [part for router, tokens in self.tokens for part in router.routes(tokens)]
         return np.ascontiguousarray((np.concatenate(routed) % experts).swapaxes(0, 1), np.int32)
 
     def ids(self) -> npt.NDArray[np.int64]:
         """Token ids, (rows,)."""
-        return np.array([fitting_id(token) for tokens in self.tokens.values() for token in tokens], np.int64)
+        return np.array([fitting_id(token) for _, tokens in self.tokens for token in tokens], np.int64)
 
 
-def batch_of(step: Step, owner_of: Callable[[str], RequestPools | None]) -> Batch:
-    """The rows of a step: one for each token up to `MAX_ROWS`. Prompts share what decoding sequences leave of it."""
+def batch_of(step: Step, owner_of: Callable[[str], tuple[str, Router] | None]) -> Batch:
+    """The rows of a step: one for each token up to `MAX_ROWS`. Prompts share what decoding sequences leave of it.
+
+    `owner_of` tells of the key of a sequence the request that it belongs to, and its router; None: nobody's any more.
+    """
     decoding = sum(1 for sequence, _ in step.work if sequence.decoding)
-    reading = len(step.work) - decoding
-    share = max(1, (MAX_ROWS - decoding) // max(1, reading))
-    by_router: dict[Router, tuple[list[int], list[RequestPools]]] = {}
+    share = max(1, (MAX_ROWS - decoding) // max(1, len(step.work) - decoding))
+    by_router: dict[Router, dict[str, list[int]]] = {}
     for sequence, count in step.work:
         owner = owner_of(sequence.key)
         if owner is None:
@@ -53,13 +55,14 @@ def batch_of(step: Step, owner_of: Callable[[str], RequestPools | None]) -> Batc
         tokens = sequence.tokens[sequence.computed : sequence.computed + count]
         if len(tokens) > share:
             tokens = [tokens[place * len(tokens) // share] for place in range(share)]
-        known, owners = by_router.setdefault(owner.router, ([], []))
-        known += tokens
-        owners += [owner] * len(tokens)
-    batch = Batch()
-    for router, (tokens, owners) in by_router.items():
-        batch.tokens[router] = tokens
-        batch.owners += owners
+        request, router = owner
+        by_router.setdefault(router, {}).setdefault(request, []).extend(tokens)
+    batch = Batch([], [0], [])
+    for router, by_request in by_router.items():
+        for request, tokens in by_request.items():
+            batch.requests.append(request)
+            batch.starts.append(batch.starts[-1] + len(tokens))
+        batch.tokens.append((router, [token for tokens in by_request.values() for token in tokens]))
     return batch
 
 

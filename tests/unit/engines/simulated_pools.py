@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,20 +30,6 @@ def simulated_pool(checkpoint: SyntheticCheckpoint, holds: Holding) -> ExpertPoo
     return ExpertPool(checkpoint, holds, DTYPE, lambda _dtype, _hidden: TorchKernel())
 
 
-class Slow:
-    """Has a pool take its time with every batch."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __call__(self, compute):
-        def slowly(*given):
-            time.sleep(self.seconds)
-            return compute(*given)
-
-        return slowly
-
-
 class Pools:
     """Replicas by pool (`even` and `odd` experts); the map names those that are started."""
 
@@ -56,14 +41,14 @@ class Pools:
         self._servers: dict[str, tuple[PoolServer, threading.Thread]] = {}
         self._replicas: dict[str, list[Replica]] = {"even": [], "odd": []}
 
-    def start(self, pool: str, name: str, weights: SyntheticCheckpoint | None = None, slow_s: float = 0.0) -> None:
+    def start(
+        self, pool: str, name: str, weights: SyntheticCheckpoint | None = None, pairs_per_s: float | None = None
+    ) -> None:
         """A replica; `weights` other than the model's make it answer wrong."""
         known = simulated_checkpoint(EXPERTS, SEED)
         held = simulated_pool(weights or known, HALVES[["even", "odd"].index(pool)])
-        if slow_s:
-            held.compute = Slow(slow_s)(held.compute)  # type: ignore[method-assign]
         listening = listen(f"unix:{self._folder}/{name}.sock")
-        server = PoolServer(held, listening, name, known.fingerprint(), SECRET)
+        server = PoolServer(held, [listening], name, known.fingerprint(), SECRET, pairs_per_s=pairs_per_s)
         thread = threading.Thread(target=server.run)
         thread.start()
         self._servers[name] = server, thread
