@@ -25,7 +25,7 @@ _Floats = npt.NDArray[np.float32]
 
 
 class SyntheticCheckpoint:
-    """A `deployments.experts.pool.ExpertSource` whose weights follow from the seed, the layer and the expert. There is nothing on disk."""
+    """An `ExpertSource` whose weights follow from the seed, the layer and the expert. There is nothing on disk."""
 
     def __init__(self, layers: int, experts: int, hidden: int = 16, intermediate: int = 8, seed: int = 0) -> None:
         self._layers, self._experts, self._seed = layers, experts, seed
