@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.experts.pools import PoolMap, split_evenly
-from deployments.experts.client import PoolClient
+from cluster.experts.pools import split_evenly
 from deployments.experts.job import PoolsUnreachableError
-from deployments.experts.link import Model
-from deployments.experts.weights import Checkpoint
 from deployments.experts.wire import FrameKind, frame
+from tests.unit.experts.clients import WHOLE, a_batch, answer, client_of
 from tests.unit.experts.pool_processes import (
     EXPERTS,
-    HIDDEN,
     LAYERS,
     SECRET,
     TOP_K,
@@ -26,38 +23,8 @@ from tests.unit.experts.pool_processes import (
     pool_of,
     pool_process,
     serving,
-    trunk_files,
     write_experts,
 )
-
-WHOLE = {layer: frozenset(range(EXPERTS)) for layer in range(LAYERS)}
-
-
-def a_batch(rows: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows, weights, chosen experts and the scores behind them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, HIDDEN, generator=generator)
-    logits = torch.randn(rows, EXPERTS, generator=generator)
-    top, ids = logits.topk(TOP_K)
-    return x, torch.softmax(top, -1), ids.int(), logits
-
-
-def client_of(pool_map: PoolMap, folder: Path, secret: bytes = SECRET, **limits: float) -> PoolClient:
-    """A client of pools with the model in `folder`, whose files are beside that folder."""
-    client = PoolClient(
-        trunk_files(folder.parent, pool_map, secret, **limits),
-        list(range(LAYERS)),
-        EXPERTS,
-        Model(Checkpoint(folder).fingerprint(), "float32", HIDDEN),
-    )
-    client.open()
-    return client
-
-
-def answer(client: PoolClient, layer: int, batch) -> torch.Tensor:
-    x, weights, ids, logits = batch
-    client.begin(layer, x, weights, ids, lambda: logits)
-    return client.finish()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17])
