@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from cluster.config.mistakes import ConfigError
-from loadtests.burst.arms import Terms, order
+from loadtests.burst.arms import SHAPE, Terms, order
 from loadtests.burst.figures import ArmRun
 from loadtests.burst.load import Phases, requests_of
 from loadtests.burst.plot import plot
@@ -29,8 +29,6 @@ application = typer.Typer(add_completion=False, help=__doc__)
 QUICK: Final = Phases(before_s=5.0, code_s=12.0, stories_s=12.0, after_s=11.0)
 PROBE_S: Final = 15.0
 """For which more is asked for than can be served, before the first round."""
-SHAPE: Final = {"layers": 30, "experts": 4, "top_k": 2}
-"""Of the embedded sparse model, and so of the simulated one."""
 
 
 @application.command()

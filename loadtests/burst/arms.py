@@ -18,6 +18,8 @@ SIMULATED_SPEED: Final = {
     "kv_blocks": 512,
 }
 """A simulated engine that is quick enough for its pools to be what limits it."""
+SHAPE: Final = {"layers": 30, "experts": 4, "top_k": 2}
+"""Of the embedded sparse model, and so of the simulated one."""
 STALL_S: Final = 20.0
 """Given to the engine: while its pools hold to a quota it waits for them, and a step may take seconds."""
 
@@ -45,10 +47,10 @@ def order(number: int) -> tuple[Arm, ...]:
 class Terms:
     """What both arms have in common beside the base config."""
 
-    quota_pairs_per_s: float
-    """Pairs of token and expert a second that a replica of a pool computes at most."""
-    high: float
-    """Share of that above which a pool gains a replica."""
+    quota_pairs_per_s: float | None
+    """Pairs of token and expert a second that a replica of a pool computes at most; None: as the base config says."""
+    high: float | None
+    """Share of that above which a pool gains a replica; None: as the base config says."""
     simulated: bool = False
     experts: Mapping[str, int] | None = None
     """`layers`, `experts` and `top_k` of the simulated model."""
@@ -66,8 +68,11 @@ def config_of(base: str, model: str, arm: Arm, terms: Terms) -> str:
     chosen = (document.get("models") or {}).get(model)
     if not chosen or not chosen.get("pools"):
         raise ValueError(f"the config has no model {model!r} with pools")
-    pools = {**chosen["pools"], "quota_pairs_per_s": terms.quota_pairs_per_s, "high": terms.high}
-    pools["low"] = min(float(pools.get("low", 0.3)), terms.high / 2)
+    pools = dict(chosen["pools"])
+    if terms.quota_pairs_per_s is not None:
+        pools["quota_pairs_per_s"] = terms.quota_pairs_per_s
+    if terms.high is not None:
+        pools |= {"high": terms.high, "low": min(float(pools.get("low", 0.3)), terms.high / 2)}
     pools["min"] = 1
     if arm.replicas is not None:
         pools["min"] = pools["max"] = arm.replicas

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from loadtests.burst.load import Kind, Request
 from loadtests.client import Connection, Exchange
@@ -104,6 +105,46 @@ async def saturate(
     return found
 
 
+class SteadyOffer:
+    """Sends `per_s` requests a second from entry to exit, as `made` makes them; the exit waits for those under way."""
+
+    def __init__(
+        self, target: Target, model: str, per_s: float, timeout_s: float, made: Callable[[int, float], Request]
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self._target, self._model, self._made = target, model, made
+        self._pause_s, self._timeout_s = 1 / per_s, timeout_s
+        self._connections = _Connections(target)
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._began = time.perf_counter()
+        self._pacer = asyncio.create_task(self._pace())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._pacer.cancel()
+        await asyncio.gather(self._pacer, *self._running, return_exceptions=True)
+        self._connections.close()
+        await asyncio.sleep(0)
+
+    async def _pace(self) -> None:
+        number = 0
+        while True:
+            at_s = number * self._pause_s
+            await asyncio.sleep(max(0.0, self._began + at_s - time.perf_counter()))
+            task = asyncio.create_task(self._one(self._made(number, at_s)))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            number += 1
+
+    async def _one(self, request: Request) -> None:
+        exchange = await self._connections.send(encode(self._target, request.body(self._model)), self._timeout_s)
+        self.outcomes.append(outcome_of(request, exchange, self._began + request.at_s, request.at_s))
+
+
 def outcome_of(request: Request, exchange: Exchange, due: float, at_s: float) -> Outcome:
     """What became of a request that was due then, on the clock of the exchange."""
     total_s = exchange.ended - due
@@ -141,13 +182,13 @@ class _Connections:
         self._free: list[Connection] = []
         self._all: list[Connection] = []
 
-    async def send(self, data: bytes) -> Exchange:
+    async def send(self, data: bytes, timeout_s: float = TIMEOUT_S) -> Exchange:
         if not self._free:
             self._free.append(Connection(self._target))
             self._all.append(self._free[-1])
         connection = self._free.pop()
         try:
-            return await connection.send(data, TIMEOUT_S)
+            return await connection.send(data, timeout_s)
         finally:
             self._free.append(connection)
 

@@ -44,13 +44,15 @@ def plot(path: Path, title: str, runs: Sequence[ArmRun], phases: Phases) -> None
         _pairs(drawn[3], run)
         for axis, label in zip(drawn, labels, strict=True):
             _shade(axis, phases)
-            axis.set_ylim(bottom=0)
-            axis.set_xlim(left=0)
             if column == 0:
                 axis.set_ylabel(label)
             if column == len(shown) - 1:
                 axis.legend(**_LEGEND)
         drawn[3].set_xlabel("seconds since the run began")
+    # Only now: the arms share their axes, and a limit that is set ends their growth.
+    for axis in (one for row in axes for one in row):
+        axis.set_ylim(bottom=0)
+        axis.set_xlim(left=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -88,7 +90,8 @@ def _replicas(axis: Any, run: ArmRun) -> None:  # noqa: ANN401 - as above
         times, colour = [at_s for at_s, _ in pools], COLOURS[number % len(COLOURS)]
         axis.step(
             times,
-            [len(pool.replicas) for _, pool in pools],
+            # Lines of two pools would hide each other.
+            [len(pool.replicas) + 0.03 * number for _, pool in pools],
             where="post",
             color=colour,
             linewidth=1.5,

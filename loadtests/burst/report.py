@@ -90,7 +90,7 @@ def sentence(runs: Sequence[ArmRun]) -> str:
     verdict = "reached" if middle.median <= GOAL else "missed"
     said = (
         f"{title(runs, 'burst')}: p95 in the surges {median(of[REPLICATED.name]):.1f} s with replicas by heat, "
-        f"{median(of[STATIC.name]):.1f} s without: {middle.median:.2f} [{middle.low:.2f}, {middle.high:.2f}] of it "
+        f"{median(of[STATIC.name]):.1f} s without: {_ratio(ratio)} of it "
         f"(goal {GOAL:.2f}: {verdict})"
     )
     took, never = seconds_to_second(runs), without_second(runs)
@@ -157,8 +157,7 @@ def ratios_table(runs: Sequence[ArmRun]) -> Table:
     for name in ("measure", "ratio, median [95 %]", "by round"):
         table.add_column(name)
     for ratio in ratios_of(runs):
-        interval, rounds = ratio.interval, ", ".join(f"{one:.2f}" for one in ratio.rounds)
-        table.add_row(ratio.measure, f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]", rounds)
+        table.add_row(ratio.measure, _ratio(ratio), ", ".join(f"{one:.2f}" for one in ratio.rounds))
     return table
 
 
@@ -197,6 +196,13 @@ def report_json(settings: dict[str, object], runs: Sequence[ArmRun]) -> str:
         ],
     }
     return json.dumps(document, separators=(",", ":"))
+
+
+def _ratio(ratio: Ratio) -> str:
+    """The median with its interval, which one round does not have."""
+    middle = ratio.interval
+    bounds = f" [{middle.low:.2f}, {middle.high:.2f}]" if len(ratio.rounds) > 1 else ""
+    return f"{middle.median:.2f}{bounds}"
 
 
 def _latency(phase: str, name: str) -> Value:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cluster.config.pools import PoolsConfig
 from loadtests.burst.arms import Arm, Terms, config_of, parsed
 from loadtests.burst.figures import ArmRun, figures_of, rows_per_s
 from loadtests.burst.load import Kind, Phases, Request, saturating
@@ -68,6 +69,9 @@ class Stage:
     scene: Scene
     arm: Arm
     target: Target
+    cluster: RunningCluster
+    high: float
+    """Share of what its replicas can compute above which a pool gains one."""
 
 
 @contextmanager
@@ -75,6 +79,7 @@ def stage(scene: Scene, arm: Arm) -> Iterator[Stage]:
     """A cluster of its own for an arm, up and at rest; stopped at the end. Raises `ClusterError`, `ConfigError`."""
     text = config_of(scene.base, scene.model, arm, scene.terms)
     config = parsed(text)
+    pools = config.models[scene.model].pools or PoolsConfig()
     target = parse_target(f"http://{config.ingress.host}:{config.ingress.port}", scene.key)
     if served_models(target.root, scene.key):
         raise ClusterError(f"a cluster answers at {target.root}; each arm starts its own, so stop it or give --port")
@@ -84,7 +89,7 @@ def stage(scene: Scene, arm: Arm) -> Iterator[Stage]:
         state_dir = scene.state_dir or Path(folder) / "state"
         with RunningCluster(target.root, file, state_dir, scene.key, scene.say) as cluster:
             cluster.wait_for(scene.model)
-            yield Stage(scene, arm, target)
+            yield Stage(scene, arm, target, cluster, pools.high)
 
 
 def measure_capacity(on: Stage, seconds: float, seed: int) -> Capacity:
@@ -99,7 +104,7 @@ def run_arm(on: Stage, number: int, requests: Sequence[Request]) -> ArmRun:
 
 async def _measure_capacity(on: Stage, seconds: float, seed: int) -> Capacity:
     scene = on.scene
-    await _at_rest(on)
+    await at_rest(on)
     watch = Watch(on.target, scene.model, time.perf_counter())
     try:
         asked = saturating(seed, PROBE_REQUESTS, scene.max_tokens)
@@ -107,12 +112,10 @@ async def _measure_capacity(on: Stage, seconds: float, seed: int) -> Capacity:
             outcomes = await saturate(on.target, scene.model, asked, STREAMS, seconds)
     finally:
         watch.close()
-    return capacity_of(outcomes, watch.samples(), seconds, scene.terms.quota_pairs_per_s)
+    return capacity_of(outcomes, watch.samples(), seconds)
 
 
-def capacity_of(
-    outcomes: Sequence[Outcome], samples: Sequence[Sample], seconds: float, quota_pairs_per_s: float
-) -> Capacity:
+def capacity_of(outcomes: Sequence[Outcome], samples: Sequence[Sample], seconds: float) -> Capacity:
     """What was served in the last two thirds of the time. Raises `ClusterError` if requests failed or nobody told of pools."""
     failed = {one.problem for one in outcomes if one.problem is not None}
     told = [sample for sample in samples if seconds / 3 <= sample.at_s < seconds]
@@ -132,7 +135,7 @@ def capacity_of(
     return Capacity(
         rows_per_s=rows_per_s(outcomes, seconds / 3, seconds),
         rows=sum(means) / len(means),
-        by_quota=quota_pairs_per_s * len(first.pools) / (first.layers * first.top_k),
+        by_quota=sum(pool.capacity_pairs_per_s for pool in first.pools) / (first.layers * first.top_k),
         quota_used=median(used),
         waiting_share=sum(one.wait_s for one in outcomes) / sum(one.total_s for one in outcomes),
     )
@@ -140,7 +143,7 @@ def capacity_of(
 
 async def _run_arm(on: Stage, number: int, requests: Sequence[Request]) -> ArmRun:
     scene = on.scene
-    await _at_rest(on)
+    await at_rest(on)
     began, began_at = time.perf_counter(), time.time()
     watch = Watch(on.target, scene.model, began)
     try:
@@ -151,22 +154,22 @@ async def _run_arm(on: Stage, number: int, requests: Sequence[Request]) -> ArmRu
     finally:
         watch.close()
     samples = watch.samples()
-    figures = figures_of(outcomes, samples, scene.phases, scene.terms.high, began_at, watch.missed)
+    figures = figures_of(outcomes, samples, scene.phases, on.high, began_at, watch.missed)
     if figures.completed and figures.simulated is not scene.terms.simulated:
         raise ClusterError(f"the answers do not come from a {'simulated' if scene.terms.simulated else 'real'} engine")
     return ArmRun(on.arm.name, number, began_at, tuple(outcomes), samples, figures)
 
 
-async def _at_rest(on: Stage) -> None:
-    """Until every pool has one replica that answers, and nothing is to do. Raises `ClusterError`."""
+async def at_rest(on: Stage) -> None:
+    """Until every pool has the replicas that it begins with, and nothing is to do. Raises `ClusterError`."""
     deadline = time.monotonic() + REST_S
-    warm = saturating(10**6, 2, 4)
+    warm, wanted = saturating(10**6, 2, 4), on.arm.replicas or 1
     while time.monotonic() < deadline:
         watch = Watch(on.target, on.scene.model, time.perf_counter())
         try:
             sample = await watch.now()
             if not sample.running + sample.waiting and all(
-                len(one.replicas) == one.target == 1 for one in sample.pools
+                len(one.replicas) == one.target == wanted for one in sample.pools
             ):
                 return
         except WatchError:
@@ -176,5 +179,5 @@ async def _at_rest(on: Stage) -> None:
             watch.close()
         await asyncio.sleep(0.5)
     raise ClusterError(
-        f"the pools did not come to rest with one replica each within {REST_S:g} s; see `pointsman experts`"
+        f"the pools did not come to rest with {wanted} replicas each within {REST_S:g} s; see `pointsman experts`"
     )
