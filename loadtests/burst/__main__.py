@@ -45,8 +45,8 @@ def burst(  # noqa: PLR0913 - each is an option of the command line
     times: Annotated[
         float,
         typer.Option(min=0.1, max=5, help="Load of a surge, as a number of times what one replica per pool serves."),
-    ] = 1.5,
-    quota: Annotated[float, typer.Option(min=1, help="Pairs of token and expert a second of a replica.")] = 1500.0,
+    ] = 1.4,
+    quota: Annotated[float, typer.Option(min=1, help="Pairs of token and expert a second of a replica.")] = 1200.0,
     high: Annotated[float, typer.Option(min=0.05, max=1, help="Share of it above which a pool gains a replica.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(min=1, max=512, help="Tokens of an answer.")] = 8,
     before_s: Annotated[float, typer.Option(min=0, max=600, help="Seconds of calm at first.")] = 20.0,
