@@ -41,12 +41,17 @@ class PoolsConfig(Section):
     """Seconds for which it must stay below `low`, and between gaining and losing a replica."""
     half_life_s: float = Field(2.0, gt=0, le=3600)
     """Seconds after which a token counts half in what a pool is said to get."""
+    steady_half_life_s: float = Field(60.0, gt=0, le=86_400)
+    """Seconds after which it counts half in what decides which experts live together."""
     idle_s: float | None = Field(None, ge=1, le=86_400)
     """Seconds without a token after which a pool is parked, without a replica, until one comes; null: none is."""
     loads: int | None = Field(None, ge=1, le=2**40)
     """Pairs of layer and expert whose weights may be loaded within ten seconds; null: twice as many as the model has."""
     uneven: float | None = Field(1.15, gt=1, le=256)
-    """Largest load of a replica in a layer over the mean one above which experts change their pools; null: they never do."""
+    """Largest load of a replica in a layer over the mean one, a number, above which experts change their pools; null: they never do.
+
+    And only while some pool is used by more than `low`: what hardly comes need not be spread evenly.
+    """
     answer_s: float = Field(2.0, gt=0, le=600)
     """Seconds that a replica may take to answer before its part is sent to another one."""
     outage_s: float = Field(20.0, gt=0, le=3600)

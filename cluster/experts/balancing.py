@@ -22,6 +22,8 @@ from cluster.experts.replication_state import Decision, Limits, Memory, PoolStat
 
 SILENT_S: Final = 5.0
 """Seconds without a report after which a replica counts as gone; it is back with its next report."""
+QUIET_S: Final = 2.0
+"""Seconds without a report after which a replica is not said to answer, though trunks still know of it."""
 ASKED_S: Final = 1.0
 """Seconds for which tokens that wait for a parked pool count as waiting."""
 LOADS_S: Final = 10.0
@@ -81,12 +83,14 @@ class PoolBooks:
     known: dict[str, Known] = field(default_factory=dict)
     _pools: dict[str, _Pool] = field(init=False)
     _meter: HeatMeter = field(init=False)
+    _steady: HeatMeter = field(init=False)
     _memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
         self.placement = round_robin(self.shape.layers, self.shape.experts, len(self.names))
         self._pools = {name: _Pool(self.config.min) for name in self.names}
         self._meter = HeatMeter(self.shape, ExpertsConfig(half_life_s=self.config.half_life_s))
+        self._steady = HeatMeter(self.shape, ExpertsConfig(half_life_s=self.config.steady_half_life_s))
 
     @property
     def memory_bytes(self) -> int:
@@ -104,15 +108,16 @@ class PoolBooks:
         known = self._pools[pool].capacity
         return 0.0 if known == _UNKNOWN_CAPACITY else known
 
-    def resume(self, pool: str, replicas: int) -> None:
-        """A pool was found to have so many replicas."""
+    def found(self, pool: str, replicas: int) -> None:
+        """A pool is to have so many replicas already."""
         self._pools[pool].target = replicas
 
     def take(self, report: Report, at_s: float) -> None:
         """Take in a report. Raises `ValueError` for one of another model, or of a pool that there is not."""
         if report.pool not in self._pools:
             raise ValueError(f"there is no pool {report.pool!r}")
-        self._meter.add(report.replica, report.tokens, at_s)
+        for meter in (self._meter, self._steady):
+            meter.add(report.replica, report.tokens, at_s)
         before, pool = self.known.get(report.replica), self._pools[report.pool]
         entry = Known(report, at_s)
         if before is not None:
@@ -156,12 +161,17 @@ class PoolBooks:
         """Drop replicas that told nothing for `SILENT_S`."""
         for name in [name for name, one in self.known.items() if now_s - one.at_s > SILENT_S]:
             del self.known[name]
-            self._meter.forget(name)
+            for meter in (self._meter, self._steady):
+                meter.forget(name)
 
     def serving(self, pool: str) -> list[Known]:
         """Replicas of a pool that trunks may send to, by name."""
         found = [one for one in self.known.values() if one.report.pool == pool and not one.leaving]
         return sorted(found, key=lambda one: one.report.replica)
+
+    def answering(self, pool: str, now_s: float) -> list[Known]:
+        """Those of `serving` that have told something lately."""
+        return [one for one in self.serving(pool) if now_s - one.at_s <= QUIET_S]
 
     def per_s(self, now_s: float) -> Reals:
         """Pairs a second by layer and expert, (layers, experts)."""
@@ -177,11 +187,18 @@ class PoolBooks:
 
     def decide(self, now_s: float, balance: Balance | None) -> Decision:
         """What is to change now; remembered as done. `balance` as in `replication.decide`."""
-        decision = decide(self._snapshot(now_s), now_s, balance)
+        decision = decide(self._snapshot(now_s), now_s, balance if self._busy(now_s) else None)
         self._memory = decision.memory
         for change in decision.changes:
             self._pools[change.pool].target = change.after
         return decision
+
+    def _busy(self, now_s: float) -> bool:
+        """Whether some pool is used by more than `low`."""
+        per_s = self.pool_per_s(now_s)
+        return any(
+            per_s[name] > self.config.low * pool.capacity * max(1, pool.target) for name, pool in self._pools.items()
+        )
 
     def _snapshot(self, now_s: float) -> Snapshot:
         states = []
@@ -192,7 +209,8 @@ class PoolBooks:
             states.append(
                 PoolState(name, pool.target, held, pool.capacity, self.pair_bytes, waiting, pool.last_token_s)
             )
-        return Snapshot(self.per_s(now_s), self.placement, tuple(states), self._limits(), self._memory)
+        steady = self._steady.heat(now_s).per_s
+        return Snapshot(self.per_s(now_s), self.placement, tuple(states), self._limits(), self._memory, steady)
 
     def _limits(self) -> Limits:
         config = self.config

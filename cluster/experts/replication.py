@@ -267,7 +267,8 @@ def _yielded(
 
 def _rearranged(snapshot: Snapshot, now_s: float, budget: int, balance: Balance) -> Rearrangement | None:
     """A better placement, if the present one is uneven."""
-    placement, per_s, limits = snapshot.placement, snapshot.per_s, snapshot.limits
+    placement, limits = snapshot.placement, snapshot.limits
+    per_s = snapshot.per_s if snapshot.steady_per_s is None else snapshot.steady_per_s
     replicas = np.array([pool.replicas for pool in snapshot.pools], np.float64)
     loads = replica_loads(placement, per_s, replicas)[replicas > 0]
     means = per_s.sum(axis=1) / max(1.0, replicas.sum())

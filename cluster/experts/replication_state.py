@@ -99,6 +99,8 @@ class Snapshot:
     pools: tuple[PoolState, ...]
     limits: Limits
     memory: Memory = field(default_factory=Memory)
+    steady_per_s: Reals | None = None
+    """The same over a longer time, by which experts are placed: moves are dear, and bursts pass. None: `per_s`."""
 
 
 @dataclass(frozen=True, slots=True)

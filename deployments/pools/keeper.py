@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,6 @@ LOOK_S = 0.5
 """Seconds between two decisions."""
 ASK_S = 5.0
 """Seconds that a trunk's question for a newer map is kept open."""
-RESUME_S = 5.0
-"""Seconds for which one that was started anew listens before it takes the pools for what they are."""
 
 
 Scale = Callable[[str, int], Awaitable[None]]
@@ -44,7 +42,8 @@ Scale = Callable[[str, int], Awaitable[None]]
 class PoolsKeeper:
     """Of one model. Trunks and pools go on without it while it is being replaced."""
 
-    def __init__(self, spec: PoolsSpec, checkpoint: ExpertSource, scale: Scale) -> None:
+    def __init__(self, spec: PoolsSpec, checkpoint: ExpertSource, targets: Mapping[str, int], scale: Scale) -> None:
+        """`targets`: replicas that each pool is to have already, which is more than the least after a start anew."""
         self._spec = spec
         self._scale = scale
         self._layers = checkpoint.layers
@@ -52,12 +51,12 @@ class PoolsKeeper:
         width = {"float32": 4}.get(expert_dtype(spec), 2)
         pair_bytes = 3 * checkpoint.shape.hidden * checkpoint.shape.intermediate * width
         self._books = PoolBooks(spec.pools, shape, pair_bytes, spec.names)
+        for name, replicas in targets.items():
+            self._books.found(name, replicas)
         self._mover = Mover(self._books.placement)
         self._trunks = Trunks(time.time())
         self._changes: deque[ChangeView] = deque(maxlen=MAX_CHANGES)
         self._lacks: dict[str, str] = {}
-        self._began_s = time.monotonic()
-        self._resumed = False
         self._balance: Balance | None = None
         self._looking: asyncio.Task[None] | None = None
 
@@ -94,10 +93,7 @@ class PoolsKeeper:
 
     async def map(self, trunk: str, node: str, known: int) -> str | None:
         """The pool map for a trunk on a node as JSON, once it is newer than `known`; None: nothing new within `ASK_S`."""
-        now = time.monotonic()
-        self._trunks.asks(trunk, known, now)
-        if known and not self._trunks.version:
-            self._resume(now)
+        self._trunks.asks(trunk, known, time.monotonic())
         found = await self._trunks.newer(known, ASK_S)
         self._trunks.asks(trunk, known, time.monotonic())
         return None if found is None else self._map_for(node, found)
@@ -120,7 +116,7 @@ class PoolsKeeper:
                 target=books.target(name),
                 pairs_per_s=round(per_s[name], 1),
                 capacity_pairs_per_s=round(books.capacity(name), 1),
-                replicas=tuple(self._replica(one.report, one.pairs_per_s) for one in books.serving(name)),
+                replicas=tuple(self._replica(one.report, one.pairs_per_s) for one in books.answering(name, now)),
                 lacks=self._lacks.get(name, ""),
             )
             for number, name in enumerate(self._spec.names)
@@ -168,15 +164,6 @@ class PoolsKeeper:
             )
             await self._scale(change.pool, change.after)
 
-    def _resume(self, now: float) -> None:
-        """A trunk knows a map that this one did not make: it was started anew, so the pools are what they are."""
-        if self._resumed or now - self._began_s < RESUME_S:
-            return
-        self._resumed = True
-        for name in self._spec.names:
-            self._books.resume(name, len(self._books.serving(name)))
-        self._publish(now)
-
     def _publish(self, now: float) -> None:
         """A newer map, if something changed and enough is known for the first one."""
         books = self._books
@@ -191,8 +178,8 @@ class PoolsKeeper:
         for number, name in enumerate(self._spec.names):
             needed = holding_of(self._mover.placement, number, self._layers)
             serving[name] = tuple(one.report for one in books.serving(name) if includes(one.report.holds, needed))
-        whole = all(serving.values())
-        if self._trunks.version or whole or self._resumed:
+        whole = all(some or not self._books.target(name) for name, some in serving.items())
+        if self._trunks.version or whole:
             self._trunks.publish(_signature(serving, self._mover.moved_pairs), serving)
             self._note_reached(serving)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from ray import serve
+
 from cluster.experts.balancing import Report
 from cluster.experts.pools import Holding
 from deployments.names import pool_deployment_name
@@ -14,6 +16,8 @@ from deployments.pools.spec import PoolsSpec
 from deployments.serve_internals import bind_replica_server_to_node, set_replicas
 from deployments.telemetry.logs import setup_logging
 
+_STOPPING = "STOPPING"
+
 
 class ExpertPools:
     """It forwards to the keeper, which has Serve scale the deployments of its application."""
@@ -22,7 +26,8 @@ class ExpertPools:
         bind_replica_server_to_node()
         self._spec = spec
         self._logs = setup_logging(f"pools-{spec.model}", logs_path(spec.state_dir), level=spec.telemetry.log_level)
-        self._keeper = PoolsKeeper(spec, await asyncio.to_thread(open_checkpoint, spec), self._scale)
+        checkpoint = await asyncio.to_thread(open_checkpoint, spec)
+        self._keeper = PoolsKeeper(spec, checkpoint, await asyncio.to_thread(_targets, spec), self._scale)
         self._keeper.start()
 
     async def _scale(self, pool: str, replicas: int) -> None:
@@ -58,3 +63,13 @@ class ExpertPools:
         if keeper is not None:
             keeper.stop()
             self._logs.close()
+
+
+def _targets(spec: PoolsSpec) -> dict[str, int]:
+    """Replicas that Serve has of each pool, starting ones included: it goes on with those that it was asked for."""
+    deployments = serve.status().applications[spec.application].deployments
+    found = {}
+    for name in spec.names:
+        states = deployments[pool_deployment_name(name)].replica_states
+        found[name] = sum(count for state, count in states.items() if state != _STOPPING)
+    return found

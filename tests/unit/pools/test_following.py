@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def version_of(files: TrunkFiles) -> int:
     return parse_pool_map(files.map.read_bytes()).version
 
 
-async def until(condition, within_s: float = 3.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 3.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,8 @@ class Cluster:
         return msgspec.json.decode(await self.pools.view(), type=PoolsView)
 
 
-def started(cluster: Cluster, wanted: PoolsSpec) -> None:
-    cluster.pools = PoolsKeeper(wanted, open_checkpoint(wanted), cluster.scale)
+def started(cluster: Cluster, wanted: PoolsSpec, targets: dict[str, int] | None = None) -> None:
+    cluster.pools = PoolsKeeper(wanted, open_checkpoint(wanted), targets or {}, cluster.scale)
     cluster.pools.start()
 
 
@@ -83,7 +83,7 @@ async def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncItera
     made.pools.stop()
 
 
-async def until(condition, within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.02)
@@ -166,17 +166,16 @@ async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(cluste
     assert (await cluster.view()).moved_pairs == 2
 
 
-async def test_one_that_is_started_anew_takes_the_pools_for_what_they_are(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RESUME_S", 0.0)
-    await cluster.tell(0, "a")
-    await cluster.tell(0, "c")
-    # Pool 1 was parked; a trunk knows a map, so this is not the beginning.
-    await cluster.pools.map("trunk", "here", 1)
-    view = await cluster.view()
-    assert [one.target for one in view.pools] == [2, 0]
-    assert len((await cluster.map(1)).pools[1].replicas) == 0
+async def test_one_that_is_started_anew_goes_on_with_what_there_is(cluster: Cluster, tmp_path: Path) -> None:
+    again = Cluster()
+    started(again, spec(tmp_path), {"0": 2, "1": 0})
+    try:
+        assert [one.target for one in (await again.view()).pools] == [2, 0]
+        await again.tell(0, "a")
+        told = await again.map(1)
+        assert [len(pool.replicas) for pool in told.pools] == [1, 0], "the second one is parked, so this is all"
+    finally:
+        again.pools.stop()
 
 
 async def test_a_parked_pool_wakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cluster.config.pools import PoolsConfig
-from cluster.experts.balancing import SILENT_S, PoolBooks, Report, holding_of, includes
+from cluster.experts.balancing import QUIET_S, SILENT_S, PoolBooks, Report, holding_of, includes
 from cluster.experts.load import Counts, ExpertShape
 from cluster.experts.placement import round_robin
 
@@ -95,6 +95,8 @@ def test_a_pool_without_tokens_is_parked_and_wakes_when_it_is_asked_for() -> Non
 def test_a_replica_that_is_silent_is_no_longer_served_and_comes_back() -> None:
     known = books()
     feed(known, 1, range(2))
+    assert [one.report.replica for one in known.answering("0", 1.0 + QUIET_S)] == ["a"]
+    assert known.answering("0", 1.1 + QUIET_S) == [] and known.serving("0"), "trunks find out by themselves"
     known.forget_silent(1.0 + SILENT_S + 0.1)
     assert known.serving("0") == []
     known.take(report("0", "a", counts(7, 0, 0, 0)), 8.0)
