@@ -36,7 +36,7 @@ class PoolsConfig(Section):
     high: float = Field(0.8, gt=0, le=1)
     """Share of what a pool's replicas can compute, 0 to 1, above which it gains one."""
     low: float = Field(0.3, ge=0, lt=1)
-    """Share below which it loses one; less than `high`."""
+    """Share, 0 to 1, below which it loses one; less than `high`."""
     dwell_s: float = Field(30.0, ge=0, le=86_400)
     """Seconds for which it must stay below `low`, and between gaining and losing a replica."""
     half_life_s: float = Field(2.0, gt=0, le=3600)
