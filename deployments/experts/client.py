@@ -232,24 +232,17 @@ class PoolClient:
     def _send(self, job: Job, link: Link, pool: str, pairs: Numbers) -> None:
         count, k = len(pairs), job.experts.shape[1]
         row_bytes = job.raw.shape[1] * job.raw.itemsize
-        link.room(count * PAIR_BYTES + min(count, len(job.raw)) * row_bytes)
-        rows = self._loops.pack(
-            job.raw,
-            job.experts.reshape(-1),
-            job.weights.reshape(-1),
-            pairs,
-            k,
-            link.words,
-            link.floats,
-            link.units,
-        )
+        # As much as it can be at most.
+        link.room(max(2 * count, self._loops.SMALL_BATCH) * PAIR_BYTES + count * row_bytes)
+        flat = job.experts.reshape(-1), job.weights.reshape(-1)
+        rows, places, different = self._loops.pack(job.raw, *flat, pairs, k, link.words, link.floats, link.units)
         try:
-            link.request(job.layer, len(rows), count, count * PAIR_BYTES + len(rows) * row_bytes)
+            link.request(job.layer, len(rows), places * len(rows), len(rows) * (places * PAIR_BYTES + row_bytes))
         except LinkError as error:
             self._links.drop(link, error)
             job.failed.append(pairs)
             return
-        job.sent.append(Sent(link, pool, pairs, rows))
+        job.sent.append(Sent(link, pool, pairs, rows, different))
 
     def _gather(self, job: Job, sent: Sent) -> None:
         try:
@@ -258,7 +251,8 @@ class PoolClient:
             self._links.drop(sent.link, error)
             job.failed.append(sent.pairs)
             return
-        first = job.total is None and len(sent.rows) == len(job.raw)
+        # All rows, each once: nothing has to be zero before.
+        first = job.total is None and sent.different and len(sent.rows) == len(job.raw)
         if job.total is None:
             job.total = np.empty(job.raw.shape, np.float32) if first else np.zeros(job.raw.shape, np.float32)
         counts = job.use.counts(sent.pool, sent.link.replica.name)

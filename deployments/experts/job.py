@@ -29,6 +29,9 @@ class Sent:
     pairs: Numbers
     """Places in the flat list of rows and experts."""
     rows: Numbers
+    """Of the layer, in the order in which they were sent."""
+    different: bool
+    """No row was sent twice."""
 
 
 @dataclass(slots=True)

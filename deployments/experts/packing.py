@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numba  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
 _log = logging.getLogger(__name__)
+
+SMALL_BATCH: Final = 32
+"""Up to so many places it is the reading of the experts that takes the time, not the rows."""
 
 Numbers = npt.NDArray[np.int64]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -53,30 +56,50 @@ def pack(
     words: npt.NDArray[np.int32],
     floats: npt.NDArray[np.float32],
     units: npt.NDArray[Any],
-) -> Numbers:
-    """Write the body of a REQUEST for `pairs` (places in the flat `experts` and `weights`, ascending); returns its rows.
+) -> tuple[Numbers, int, bool]:
+    """Write the body of a REQUEST for `pairs` (places in the flat `experts` and `weights`, ascending).
 
-    `words`, `floats` and `units` (of the width of `raw`'s numbers) are three views of the body.
+    `words`, `floats` and `units` (of the width of `raw`'s numbers) are three views of the body. Returns the row of `raw` that
+    each row of the request is, how many places for experts each has, and whether all are different. Rows with fewer pairs than others are filled up
+    with places of no weight, up to twice the pairs; beyond that each pair gets a row of its own.
     """
     count = len(pairs)
     rows = np.empty(count, dtype=np.int64)
-    found = 0
+    found = most = here = 0
     for i in range(count):
         row = pairs[i] // k
         if found == 0 or rows[found - 1] != row:
             rows[found] = row
             found += 1
-        words[i] = found - 1
-        words[count + i] = experts[pairs[i]]
-        floats[2 * count + i] = weights[pairs[i]]
-    place = 3 * count * 4 // units.itemsize
+            here = 0
+        here += 1
+        most = max(most, here)
+    different = found * most <= max(2 * count, SMALL_BATCH)
+    if not different:
+        most, found = 1, count
+        for i in range(count):
+            rows[i] = pairs[i] // k
+    places = found * most
+    following = 0
+    for i in range(found):
+        # Free places name an expert that is computed anyway: no other weights are read for them.
+        first = experts[pairs[following]]
+        for place in range(i * most, (i + 1) * most):
+            if following < count and pairs[following] // k == rows[i]:
+                words[place] = experts[pairs[following]]
+                floats[places + place] = weights[pairs[following]]
+                following += 1
+            else:
+                words[place] = first
+                floats[places + place] = 0.0
+    place = 2 * places * 4 // units.itemsize
     hidden = raw.shape[1]
     for i in range(found):
         row = rows[i]
         for j in range(hidden):
             units[place + j] = raw[row, j]
         place += hidden
-    return rows[:found]
+    return rows[:found], most, different
 
 
 @_compiled
@@ -110,7 +133,7 @@ def warm(raw: npt.NDArray[Any]) -> None:
     """Compile for rows (1, hidden) like these: seconds, unless an earlier process left the code on the disk."""
     one = np.zeros(1, dtype=np.int64)
     by_pool(one, 1)
-    buffer = bytearray(4 * 3 + raw.nbytes + raw.nbytes % 4)
+    buffer = bytearray(8 + raw.nbytes + raw.nbytes % 4)
     words, floats = np.frombuffer(buffer, dtype=np.int32), np.frombuffer(buffer, dtype=np.float32)
     experts, weights = np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.float32)
     pack(raw, experts, weights, one, 1, words, floats, np.frombuffer(buffer, dtype=raw.dtype))

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-PADDED_PAIRS: Final = 2.0
-"""Rows with fewer experts here than others are filled up with places of no weight, up to so many times the pairs."""
-SMALL_BATCH: Final = 32
-"""Up to so many places it is the reading of the weights that takes the time, not the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +53,13 @@ class ExpertPool:
         self.hidden = checkpoint.shape.hidden
         self.busy_s = 0.0
         self.batches = 0
-        self.pairs = 0
-        """Pairs of row and expert that were computed."""
         self._checkpoint = checkpoint
         self._dtype = DTYPES[dtype]
         self._kernel = kernel_for(self._dtype, self.hidden)
         self._row_in = self.hidden * self._dtype.itemsize
         self._padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
-        self._tokens: dict[int, npt.NDArray[np.int64]] = {}
+        self._tokens: dict[int, npt.NDArray[np.float64]] = {}
+        """Rows computed, by layer and expert."""
         self.holds: Holding = {}
         self._layers: dict[int, _Layer] = {}
         self.adopt(self.prepare(holds))
@@ -101,7 +96,7 @@ class ExpertPool:
     def adopt(self, prepared: Prepared) -> None:
         """Hold what was prepared from now on; between two batches."""
         for number in prepared.layers:
-            self._tokens.setdefault(number, np.zeros(self._checkpoint.experts, dtype=np.int64))
+            self._tokens.setdefault(number, np.zeros(self._checkpoint.experts))
         self._layers, self.holds = prepared.layers, prepared.holds
 
     def request_bytes(self, header: Header) -> int:
@@ -116,57 +111,34 @@ class ExpertPool:
     def compute(self, header: Header, body: memoryview, out: memoryview) -> float:
         """Write the rows of the answer to `out`; returns seconds. Raises `ProtocolError` for what is not held or amiss."""
         begun = time.perf_counter()
-        rows, pairs, layer = header.rows, header.pairs, self._layers.get(header.layer)
+        rows, places, layer = header.rows, header.pairs, self._layers.get(header.layer)
         if layer is None:
             raise ProtocolError(f"no expert of layer {header.layer} is held here")
-        numbers = np.frombuffer(body, dtype="<i4", count=2 * pairs)
-        row_of, experts = numbers[:pairs], numbers[pairs:]
+        experts = np.frombuffer(body, dtype="<i4", count=places)
         # As numbers without a sign, negative ones are out of range, too.
-        if experts.view("<u4").max() >= len(layer.slot_of) or row_of.view("<u4").max() >= rows:
-            raise ProtocolError("rows or experts are out of range")
+        if experts.view("<u4").max() >= len(layer.slot_of):
+            raise ProtocolError("experts are out of range")
         slots = layer.slot_of[experts]
         if slots.min() < 0:
             missing = sorted(set(experts[slots < 0].tolist()))
             raise ProtocolError(f"experts {missing} of layer {header.layer} are not held here")
-        weights = np.frombuffer(body, dtype="<f4", count=pairs, offset=8 * pairs)
-        shape = rows, self.hidden
-        x = torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * pairs).view(shape)
+        weights = np.frombuffer(body, dtype="<f4", count=places, offset=4 * places)
+        shape, each = (rows, self.hidden), (rows, places // rows)
+        x = torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * places).view(shape)
         y = torch.frombuffer(out, dtype=torch.float32, count=rows * self.hidden).view(shape)
-        self._run(x, y, layer.packed, row_of, slots, weights)
-        self._tokens[header.layer] += np.bincount(experts, minlength=len(layer.slot_of))
+        chosen = torch.from_numpy(weights).view(each), torch.from_numpy(slots).view(each)
+        self._kernel.compute(y, x, layer.packed, *chosen)
+        # Places without weight are free ones.
+        self._tokens[header.layer] += np.bincount(experts, weights != 0, len(layer.slot_of))
         took = time.perf_counter() - begun
         self.busy_s += took
         self.batches += 1
-        self.pairs += pairs
         return took
 
-    def _run(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        packed: tuple[torch.Tensor, torch.Tensor],
-        row_of: npt.NDArray[np.int32],
-        slots: npt.NDArray[np.int32],
-        weights: npt.NDArray[np.float32],
-    ) -> None:
-        rows, pairs = len(x), len(row_of)
-        counts = np.bincount(row_of, minlength=rows)
-        most = int(counts.max())
-        in_turn = bool((row_of[1:] >= row_of[:-1]).all())
-        if in_turn and most * rows > pairs and most * rows <= max(PADDED_PAIRS * pairs, SMALL_BATCH):
-            slots, weights = _filled(counts, most, row_of, slots, weights)
-        if in_turn and most * rows <= len(slots):
-            # Every row has as many places: the kernel's own form.
-            shape = rows, most
-            self._kernel.compute(
-                y, x, packed, torch.from_numpy(weights).view(shape), torch.from_numpy(slots).view(shape)
-            )
-            return
-        order, shape = torch.from_numpy(row_of), (pairs, 1)
-        done = torch.empty(pairs, x.shape[1], dtype=torch.float32)
-        each = torch.from_numpy(weights).view(shape), torch.from_numpy(slots).view(shape)
-        self._kernel.compute(done, x.index_select(0, order), packed, *each)
-        y.zero_().index_add_(0, order, done)
+    @property
+    def pairs(self) -> int:
+        """Pairs of row and expert that were computed since the start."""
+        return int(sum(counts.sum() for counts in list(self._tokens.values())))
 
     def tokens(self) -> dict[str, dict[str, int]]:
         """Rows computed by layer and expert since the start, of all experts that are held, or were used."""
@@ -188,21 +160,3 @@ class ExpertPool:
             "batches": self.batches,
             "pairs": self.pairs,
         }
-
-
-def _filled(
-    counts: npt.NDArray[np.int64],
-    most: int,
-    row_of: npt.NDArray[np.int32],
-    slots: npt.NDArray[np.int32],
-    weights: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Slots and weights of pairs that are sorted by row, with as many places for each row; free places have no weight."""
-    rows, starts = len(counts), counts.cumsum() - counts
-    place = np.arange(len(row_of)) - starts[row_of]
-    # The free ones name an expert that is computed anyway: no other weights are read for them.
-    full = np.repeat(slots[np.minimum(starts, len(slots) - 1)], most).reshape(rows, most)
-    full[row_of, place] = slots
-    scaled = np.zeros((rows, most), dtype=np.float32)
-    scaled[row_of, place] = weights
-    return full.reshape(-1), scaled.reshape(-1)

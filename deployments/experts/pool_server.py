@@ -211,6 +211,8 @@ class PoolServer:
         elif header.kind == FrameKind.REQUEST:
             if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= MAX_ROWS * 16):
                 raise ProtocolError(f"{header.rows} rows with {header.pairs} pairs are more or fewer than are taken")
+            if header.pairs % header.rows:
+                raise ProtocolError("not all rows have as many places for experts")
             if header.body != self._pool.request_bytes(header):
                 raise ProtocolError("the body is not as long as its rows and pairs are")
         elif header.kind != FrameKind.STATS or header.body or header.rows:

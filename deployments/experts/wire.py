@@ -6,7 +6,7 @@ Numbers are little-endian. The peers prove to each other that they know a secret
     pool  -> trunk   CHALLENGE  32 random bytes
     trunk -> pool    HELLO      JSON: proof, random bytes of its own
     pool  -> trunk   WELCOME    JSON: proof, what it holds, of which model
-    trunk -> pool    REQUEST    rows, experts (int32) and weights (float32) of all pairs of row and expert, then the rows
+    trunk -> pool    REQUEST    experts (int32) and weights (float32) of each row, all of which have as many, then the rows
     pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows, float32
     trunk -> pool    STATS      answered with STATS: JSON
 """
@@ -32,7 +32,7 @@ NONCE_BYTES: Final = 32
 MAX_GREETING_BYTES: Final = 4096
 """Body of a frame from a peer that has not proved itself yet."""
 MAX_JSON_BYTES: Final = 8 * 2**20
-PAIR_BYTES: Final = 12
+PAIR_BYTES: Final = 8
 MAX_ROWS: Final = 65_536
 MAX_BODY_BYTES: Final = 512 * 2**20
 SOCKET_BUFFER_BYTES: Final = 4 * 2**20
@@ -65,7 +65,8 @@ class Header(NamedTuple):
     layer: int = 0
     rows: int = 0
     pairs: int = 0
-    """In a REPLY: rows that wait at the pool."""
+    """In a REQUEST: places for experts of all rows together, of which those without weight are free; in a REPLY: rows that wait
+    at the pool."""
     body: int = 0
     """Bytes that follow."""
     microseconds: int = 0
