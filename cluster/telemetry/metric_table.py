@@ -93,6 +93,15 @@ RETRIES: Final = _counter("retries", "attempts", _MODEL, "Attempts repeated on a
 ATTEMPTS_JUDGED: Final = _counter(
     "attempts_judged", "attempts", ("model", "outcome"), "Attempts at requests whose answers are judged, by outcome."
 )
+ATTEMPT_CONFIDENCE: Final = _histogram(
+    "attempt_confidence_ratio", "ratio", _MODEL, "How sure models were of answers that are judged, 0 to 1.", _SHARES
+)
+ROUTE_REPEATS: Final = _counter(
+    "route_repeats",
+    "requests",
+    ("outcome",),
+    "Requests that are the same as an earlier one but for case, spaces and punctuation, by whether they went to the same model.",
+)
 LATENCY_TARGET_MISSES: Final = _counter(
     "latency_target_misses",
     "requests",

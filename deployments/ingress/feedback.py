@@ -112,6 +112,7 @@ class FeedbackLoop:
                 run.made.append(one)
                 if one.attempt.confidence is not None:
                     self._services.recent.judged(one.attempt.model, run.intent, one.attempt.confidence)
+                    self._services.metrics.confident(one.attempt.model, one.attempt.confidence)
                 if len(run.made) == 1 and one.reply is not None and one.reply.status != 200:
                     attempt_span.outcome("failed", f"its engine answered with status {one.reply.status}")
                     run.chosen = one

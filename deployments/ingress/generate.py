@@ -11,11 +11,12 @@ from http import HTTPStatus
 from cluster.admission.asking import Asking
 from cluster.api.chat import parse_chat
 from cluster.api.completion import parse_completion
-from cluster.api.embedding import parse_embedding
+from cluster.api.embedding import EmbeddingRequest, parse_embedding
 from cluster.api.json_body import JsonObject, parse_json
 from cluster.api.requests import ApiRequest
 from cluster.config.ingress import LimitsConfig
 from cluster.keys import KeyRecord
+from cluster.routing.decision import RouteDecision
 from deployments.channel.stream import ReplicaLostError, SlowReaderError
 from deployments.engines.protocol import Endpoint, EngineReply, TokenUsage
 from deployments.ingress import failures
@@ -67,6 +68,7 @@ class Generation:
             request = await self._read(exchange, limits)
         chosen = await self._choosing.first(request)
         services.metrics.decided(chosen.decision.model, chosen.decision.reason_code)
+        self._compare(request, chosen.decision)
         decision = note.decided(request, chosen.decision, timer)
         bound = self._choosing.bind(request, decision)
         note.course = course = Course(request, *bound, account=Account(services.config))
@@ -135,6 +137,14 @@ class Generation:
         span.decided(course.decision, course.contract, course.request)
         self._services.metrics.decided(course.decision.model, course.decision.reason_code)
         self._count_changes(course)
+
+    def _compare(self, request: ApiRequest, decision: RouteDecision) -> None:
+        """Count a request that was routed if it was asked before: does it go where it went?"""
+        if decision.role is None or isinstance(request, EmbeddingRequest):
+            return
+        steady = self._services.recent.steadiness.asked(request.model, request.text, decision.model)
+        if steady is not None:
+            self._services.metrics.repeated(steady=steady)
 
     def _count_changes(self, course: Course) -> None:
         level = course.decision.level

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from deployments.ingress.steadiness import Steadiness
+
 WEIGHT: Final = 0.1
 """Of a new answer in a moving average: about the last twenty answers count."""
 
@@ -25,6 +27,8 @@ class RecentAnswers:
 
     def __init__(self, models: Iterable[str]) -> None:
         self._models = {model: Recent() for model in models}
+        self.steadiness = Steadiness()
+        """Which requests went where."""
 
     def follow(self, models: Iterable[str]) -> None:
         """The models that there are now; what is known of those that stay is kept."""

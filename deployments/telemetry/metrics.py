@@ -162,6 +162,14 @@ class IngressMetrics:
         """An attempt was judged. `outcome` is a word."""
         self._add(metric_table.ATTEMPTS_JUDGED, (self._model(model), self._words.bound(outcome)))
 
+    def confident(self, model: str, confidence: float) -> None:
+        """A model was so sure of an answer, 0 to 1."""
+        self._observe(metric_table.ATTEMPT_CONFIDENCE, (self._model(model),), confidence)
+
+    def repeated(self, *, steady: bool) -> None:
+        """A request was asked again in nearly the same words; `steady`: and went to the same model."""
+        self._add(metric_table.ROUTE_REPEATS, ("same" if steady else "changed",))
+
     def spent(self, model: str, usage: TokenUsage) -> None:
         """Tokens that a model computed for an answer that was not sent, or to check one."""
         self._add(metric_table.PROMPT_TOKENS, (self._model(model),), usage.prompt_tokens)
@@ -270,6 +278,7 @@ _COUNTED: Final = (
     metric_table.SAMPLING_CHANGED,
     metric_table.RETRIES,
     metric_table.ATTEMPTS_JUDGED,
+    metric_table.ROUTE_REPEATS,
     metric_table.LATENCY_TARGET_MISSES,
     metric_table.DISCONNECTS,
     metric_table.ENGINE_DEATHS,
@@ -284,6 +293,7 @@ _HISTOGRAMS: Final = (
     metric_table.ITL_SECONDS,
     metric_table.PROMPT_SIZE,
     metric_table.COMPLETION_SIZE,
+    metric_table.ATTEMPT_CONFIDENCE,
     metric_table.REQUEST_EXPERTS,
     metric_table.EXPERTS_REQUEST_SECONDS,
 )
