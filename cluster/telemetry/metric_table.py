@@ -112,7 +112,12 @@ DISCONNECTS: Final = _counter("client_disconnects", "requests", ("endpoint",), "
 IN_FLIGHT: Final = _gauge("requests_in_flight", "requests", ("endpoint",), "Requests in the ingress.")
 LOOP_LAG_SECONDS: Final = _gauge("event_loop_lag_seconds", "seconds", ("process",), "Lag of a process's event loop.")
 
-REPLICAS: Final = _gauge("replicas", "replicas", ("model", "state"), "Replicas, by state.")
+REPLICAS: Final = _gauge(
+    "replicas",
+    "replicas",
+    ("model", "state"),
+    "Replicas, by state; `parked` is 1 for a model that has none until it is asked for.",
+)
 ENGINE_RUNNING: Final = _gauge("engine_running", "requests", _REPLICA, "Requests in the engine's running batch.")
 ENGINE_WAITING: Final = _gauge("engine_waiting", "requests", _REPLICA, "Requests queued inside the engine.")
 KV_USAGE: Final = _gauge("kv_usage_ratio", "ratio", _REPLICA, "KV blocks in use, 0 to 1.")
@@ -193,13 +198,13 @@ EXPERT_POOL_PAIRS: Final = _gauge(
     "expert_pool_pairs_per_second", "pairs", _POOL, "Pairs of token and expert a second that come for a pool's experts."
 )
 EXPERT_POOL_LOAD: Final = _gauge(
-    "expert_pool_load_ratio", "ratio", _POOL, "These by what the pool's answering replicas can compute."
+    "expert_pool_load_ratio", "ratio", _POOL, "Pairs a second by what the pool's answering replicas can compute."
 )
 EXPERT_POOL_WEIGHT_BYTES: Final = _gauge(
     "expert_pool_weight_bytes", "bytes", _POOL, "Weights in all replicas of a pool of experts."
 )
 EXPERT_POOL_OVERHEAD_BYTES: Final = _gauge(
-    "expert_pool_overhead_bytes", "bytes", _POOL, "Memory of these replicas' processes beside the weights."
+    "expert_pool_overhead_bytes", "bytes", _POOL, "Memory of the processes of a pool's replicas beside the weights."
 )
 EXPERT_POOL_CHANGES: Final = _counter(
     "expert_pool_changes",
