@@ -12,7 +12,7 @@ from deployments.ingress.exchange import Exchange
 from deployments.ingress.services import Services
 from deployments.telemetry.metrics import CONTENT_TYPE, ReplicaStats
 
-READY, SILENT = "ready", "silent"
+READY, SILENT, PARKED = "ready", "silent", "parked"
 """States of a replica in the metrics."""
 
 
@@ -72,11 +72,14 @@ class InfoPages:
         """Prometheus's text format."""
         services = self._services
         attached = services.channel.attached()
+        health = services.health.models()
         states: dict[tuple[str, str], int] = {}
         for model in services.config.models:
             ready = len(services.channel.replicas(model))
             states[model, READY] = ready
             states[model, SILENT] = sum(1 for replica in attached if replica.hello.model == model) - ready
+            # Not a replica, but why there is none.
+            states[model, PARKED] = int(health[model].parked)
         services.metrics.set_replicas(
             (
                 ReplicaStats(
