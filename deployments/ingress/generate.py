@@ -109,7 +109,7 @@ class Generation:
                 services.gate.refused(key)
             note.reply = reply
             span.finished(reply)
-            self._count(course, reply, timer)
+            self._count(course, reply, timer, span)
 
     async def _answer(self, exchange: Exchange, course: Course, timer: StreamTimer, span: RequestSpan) -> EngineReply:
         """Have the request answered; one that is not judged by the first model that is not lost before its first byte."""
@@ -151,9 +151,9 @@ class Generation:
         if level is not None and level.changes:
             self._services.metrics.sampling_changed(course.decision.model, level.name)
 
-    def _count(self, course: Course, reply: EngineReply, timer: StreamTimer) -> None:
+    def _count(self, course: Course, reply: EngineReply, timer: StreamTimer, span: RequestSpan) -> None:
         metrics, contract, model = self._services.metrics, course.contract, (course.sent or course.decision).model
-        metrics.answered(model, self._endpoint, reply, timer, time.monotonic())
+        metrics.answered(model, self._endpoint, reply, timer, time.monotonic(), span.kept_trace_id)
         self._services.pools.answered(model, reply)
         if timer.first_s is not None:
             self._services.recent.began(model, timer.first_s)

@@ -10,7 +10,8 @@ from cluster.config.engine import EngineType
 from cluster.keys import KeyRecord
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.services import Services
-from deployments.telemetry.metrics import CONTENT_TYPE, ReplicaStats
+from deployments.telemetry.exposition import accepted
+from deployments.telemetry.metrics import ReplicaStats
 
 READY, SILENT, PARKED = "ready", "silent", "parked"
 """States of a replica in the metrics."""
@@ -69,7 +70,7 @@ class InfoPages:
         }
 
     async def metrics(self, exchange: Exchange, _key: KeyRecord | None) -> None:
-        """Prometheus's text format."""
+        """Prometheus's text format, or OpenMetrics for who prefers it."""
         services = self._services
         attached = services.channel.attached()
         health = services.health.models()
@@ -89,7 +90,8 @@ class InfoPages:
             ),
             states,
         )
-        await exchange.respond(200, services.metrics.render(), content_type=CONTENT_TYPE)
+        form = accepted(exchange.header("accept"))
+        await exchange.respond(200, services.metrics.render(form), content_type=form.content_type)
 
     async def usage(self, exchange: Exchange, key: KeyRecord | None) -> None:
         """What the calling key has used so far."""

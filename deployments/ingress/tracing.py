@@ -47,6 +47,8 @@ class RequestSpan:
             context.trace_id if context.is_valid else RandomIdGenerator().generate_trace_id()
         )
         self.trace_headers = outgoing_headers(span)
+        self.kept_trace_id = self.trace_id if context.is_valid and context.trace_flags.sampled else None
+        """The same, where the trace is recorded: what a metric may point to."""
 
     def caller(self, key: KeyRecord) -> None:
         """Whose request it is: the public part of the key, never the key."""

@@ -6,13 +6,13 @@ else up to a limit, beyond which it is `other`. Nothing is kept per request once
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
@@ -22,10 +22,10 @@ from cluster.records.precision_change import PrecisionChange
 from cluster.telemetry import metric_table
 from cluster.telemetry.metric_table import Metric
 from deployments.engines.protocol import Endpoint, EngineReply, EngineStats, TokenUsage
-from deployments.telemetry.series import Buckets, Counts, Histogram, number_family
+from deployments.telemetry.exposition import Exposition
+from deployments.telemetry.series import Buckets, Counts, Histogram, Sighting, number_family
 from deployments.telemetry.setup import SpanCounts
 
-CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 OTHER: Final = "other"
 
 _MAX_WORDS: Final = 128
@@ -45,7 +45,7 @@ class ReplicaStats:
 class StreamTimer:
     """Times one request. `chunk` is all that a token costs: one search in a dozen numbers."""
 
-    __slots__ = ("_last_s", "first_s", "gaps", "started_s")
+    __slots__ = ("_last_s", "first_s", "gaps", "longest_gap_s", "started_s")
 
     def __init__(self, started_s: float) -> None:
         """`started_s` is the request's arrival on a monotonic clock, seconds; so are all times given later."""
@@ -54,6 +54,8 @@ class StreamTimer:
         self.first_s: float | None = None
         """Seconds from arrival to the first chunk; None as long as there is none."""
         self.gaps = Buckets(metric_table.ITL_SECONDS.buckets)
+        self.longest_gap_s: float | None = None
+        """The longest share that a token had; None as long as there was none."""
 
     def chunk(self, now_s: float, tokens: int = 1) -> None:
         """A chunk of `tokens` tokens of a stream is on its way; each token gets an equal share of the gap."""
@@ -62,7 +64,10 @@ class StreamTimer:
         if last is None:
             self.first_s = now_s - self.started_s
         elif tokens > 0:
-            self.gaps.observe((now_s - last) / tokens, tokens)
+            gap_s = (now_s - last) / tokens
+            self.gaps.observe(gap_s, tokens)
+            if self.longest_gap_s is None or gap_s > self.longest_gap_s:
+                self.longest_gap_s = gap_s
 
 
 class IngressMetrics:
@@ -111,14 +116,29 @@ class IngressMetrics:
         """The router chose `model`. `rule` is the name of a rule, not a sentence."""
         self._add(metric_table.DECISIONS, (self._model(model), self._words.bound(rule)))
 
-    def answered(self, model: str, endpoint: Endpoint, reply: EngineReply, timer: StreamTimer, now_s: float) -> None:
-        """A model's answer has left; `now_s` is the end on the clock of `timer`, whose chunks were those of a stream."""
+    def answered(
+        self,
+        model: str,
+        endpoint: Endpoint,
+        reply: EngineReply,
+        timer: StreamTimer,
+        now_s: float,
+        trace_id: str | None = None,
+    ) -> None:
+        """A model's answer has left; `now_s` is the end on the clock of `timer`, whose chunks were those of a stream.
+
+        `trace_id` names its trace, if that is kept: it becomes the example of how long requests take.
+        """
         label = self._model(model)
         self._add(metric_table.REQUESTS, (endpoint.value, label, self._words.bound(str(reply.status))))
-        self._observe(metric_table.REQUEST_SECONDS, (endpoint.value, label), now_s - timer.started_s)
+        seen = None if trace_id is None else Sighting(trace_id, time.time())
+        self._observe(metric_table.REQUEST_SECONDS, (endpoint.value, label), now_s - timer.started_s, seen)
         if timer.first_s is not None:
-            self._observe(metric_table.TTFT_SECONDS, (label,), timer.first_s)
-            self._histograms[metric_table.ITL_SECONDS.name].buckets((label,)).merge(timer.gaps)
+            self._observe(metric_table.TTFT_SECONDS, (label,), timer.first_s, seen)
+            gaps = self._histograms[metric_table.ITL_SECONDS.name].buckets((label,))
+            gaps.merge(timer.gaps)
+            if seen is not None and timer.longest_gap_s is not None:
+                gaps.exemplify(timer.longest_gap_s, seen)
         usage = reply.usage
         self._add(metric_table.PROMPT_TOKENS, (label,), usage.prompt_tokens)
         self._add(metric_table.COMPLETION_TOKENS, (label,), usage.completion_tokens)
@@ -206,9 +226,9 @@ class IngressMetrics:
         self._replicas = tuple(replicas)
         self._states = {key: float(count) for key, count in states.items()}
 
-    def render(self) -> bytes:
-        """Everything in Prometheus's text format; its content type is `CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+    def render(self, exposition: Exposition = Exposition.PLAIN) -> bytes:
+        """Everything in one of Prometheus's text formats; examples of requests are in OpenMetrics alone."""
+        return exposition.render(self._registry)
 
     def _model(self, model: str) -> str:
         return model if model in self._models else OTHER
@@ -216,8 +236,11 @@ class IngressMetrics:
     def _add(self, metric: Metric, labels: tuple[str, ...], amount: float = 1.0) -> None:
         self._counts[metric.name].add(labels, amount)
 
-    def _observe(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
-        self._histograms[metric.name].buckets(labels).observe(value)
+    def _observe(self, metric: Metric, labels: tuple[str, ...], value: float, seen: Sighting | None = None) -> None:
+        buckets = self._histograms[metric.name].buckets(labels)
+        buckets.observe(value)
+        if seen is not None:
+            buckets.exemplify(value, seen)
 
     def _families(self) -> Iterator[Family]:
         yield from (counts.family() for counts in self._counts.values())

@@ -8,28 +8,51 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.samples import Exemplar
 
 from cluster.telemetry.metric_table import Metric, MetricType
 
+TRACE_ID: Final = "trace_id"
+"""Label of an exemplar, by which Grafana finds the trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A request whose trace is kept, as an example of what is observed of it."""
+
+    trace_id: str
+    unix_s: float
+    """When it was observed, seconds of the wall clock."""
+
+    def exemplar(self, value: float) -> Exemplar:
+        """As Prometheus's client exposes it; `value` is what was observed."""
+        return Exemplar({TRACE_ID: self.trace_id}, value, round(self.unix_s, 3))
+
 
 class Buckets:
-    """Counts of observations between fixed bounds."""
+    """Counts of observations between fixed bounds, each with the latest example where one was given."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("_bounds", "_exemplars", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """`bounds` are the ascending upper ends of the buckets; one more holds everything beyond."""
         self._bounds = tuple(bounds)
         self.counts = [0] * (len(self._bounds) + 1)
+        self._exemplars: dict[int, Exemplar] = {}
         self.total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count `value` (of the unit of the bounds), `times` times."""
         self.counts[bisect_left(self._bounds, value)] += times
         self.total += value * times
+
+    def exemplify(self, value: float, sighting: Sighting) -> None:
+        """Show a request as the example of the bucket that `value` is counted in."""
+        self._exemplars[bisect_left(self._bounds, value)] = sighting.exemplar(value)
 
     def merge(self, other: Buckets) -> None:
         """Add all of `other`, which must have the same bounds."""
@@ -39,13 +62,13 @@ class Buckets:
             self.counts[index] += count
         self.total += other.total
 
-    def cumulative(self) -> Iterator[tuple[str, float]]:
-        """Bounds as Prometheus writes them, with the count of observations up to each."""
+    def cumulative(self) -> Iterator[tuple[str, float, Exemplar | None]]:
+        """Bounds as Prometheus writes them, with the count of observations up to each and the latest example of each bucket."""
         running = 0
-        for bound, count in zip(self._bounds, self.counts, strict=False):
+        for index, count in enumerate(self.counts):
             running += count
-            yield str(float(bound)), float(running)
-        yield "+Inf", float(running + self.counts[-1])
+            bound = str(float(self._bounds[index])) if index < len(self._bounds) else "+Inf"
+            yield bound, float(running), self._exemplars.get(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +94,9 @@ class Histogram:
         """All of it, as Prometheus's client exposes it."""
         family = HistogramMetricFamily(self.metric.name, self.metric.help, labels=self.metric.labels)
         for labels, buckets in self.series.items():
-            family.add_metric(labels, list(buckets.cumulative()), sum_value=buckets.total)
+            # Its types know of two forms of a bucket apart, never of both in one list.
+            shown = cast("list[tuple[str, float]]", list(buckets.cumulative()))
+            family.add_metric(labels, shown, sum_value=buckets.total)
         return family
 
 
