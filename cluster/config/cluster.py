@@ -11,6 +11,7 @@ from cluster.config.admission import AdmissionConfig
 from cluster.config.base import ModelName, Role, Section
 from cluster.config.checks import check_cluster
 from cluster.config.contract import ContractConfig
+from cluster.config.deployment import DeploymentConfig
 from cluster.config.experts import ExpertsConfig
 from cluster.config.host import is_loopback
 from cluster.config.ingress import IngressConfig, KeysConfig
@@ -51,6 +52,8 @@ class ClusterConfig(Section):
     """The records database."""
     ray: RayConfig = RayConfig()
     """The Ray cluster underneath."""
+    deployment: DeploymentConfig | None = None
+    """Where `pointsman render` puts the cluster on Kubernetes; null: it stays on machines of your own."""
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
