@@ -77,7 +77,10 @@ COMPLETION_SIZE: Final = _histogram(
     "request_completion_tokens", "tokens", _MODEL, "Completion tokens of a request.", _TOKENS
 )
 REFUSED: Final = _counter(
-    "refused", "requests", ("endpoint", "code"), "Requests refused before a model, by error code."
+    "refused",
+    "requests",
+    ("endpoint", "status", "code"),
+    "Requests refused before a model, by HTTP status and error code.",
 )
 DECISIONS: Final = _counter("route_decisions", "requests", ("model", "rule"), "Routing decisions, by model and rule.")
 ADMISSIONS: Final = _counter(

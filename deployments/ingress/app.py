@@ -172,7 +172,7 @@ class IngressApp:
                     await generation.serve(exchange, key, span)
                 except ApiError as error:
                     span.refused(error)
-                    services.metrics.refused(endpoint, error.code)
+                    services.metrics.refused(endpoint, error.status, error.code)
                     services.gate.refused(key)
                     raise
                 except BaseException as error:

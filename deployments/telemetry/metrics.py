@@ -148,9 +148,9 @@ class IngressMetrics:
             self._observe(metric_table.PROMPT_SIZE, (label,), usage.prompt_tokens)
             self._observe(metric_table.COMPLETION_SIZE, (label,), usage.completion_tokens)
 
-    def refused(self, endpoint: Endpoint, code: str) -> None:
+    def refused(self, endpoint: Endpoint, status: int, code: str) -> None:
         """A request was refused before a model saw it, or because none could. `code` is an error code, no sentence."""
-        self._add(metric_table.REFUSED, (endpoint.value, self._words.bound(code)))
+        self._add(metric_table.REFUSED, (endpoint.value, self._words.bound(str(status)), self._words.bound(code)))
 
     def admission(self, model: str, outcome: str, code: str) -> None:
         """A request came to a model. `outcome` and `code` are words."""

@@ -97,13 +97,13 @@ def test_histograms_of_different_bounds_are_not_merged():
 
 
 def test_refusals_decisions_and_mishaps_are_counted(metrics):
-    metrics.refused(Endpoint.CHAT, "invalid_json")
+    metrics.refused(Endpoint.CHAT, 400, "invalid_json")
     metrics.decided("mini", "auto_fast")
     metrics.retried("dense")
     metrics.disconnected(Endpoint.CHAT)
     metrics.engine_died("dense", "stalled")
     metrics.set_loop_lag(0.02)
-    assert value(metrics, "pointsman_refused_total", endpoint="chat", code="invalid_json") == 1
+    assert value(metrics, "pointsman_refused_total", endpoint="chat", status="400", code="invalid_json") == 1
     assert value(metrics, "pointsman_route_decisions_total", model="mini", rule="auto_fast") == 1
     assert value(metrics, "pointsman_retries_total", model="dense") == 1
     assert value(metrics, "pointsman_client_disconnects_total", endpoint="chat") == 1
@@ -114,10 +114,10 @@ def test_refusals_decisions_and_mishaps_are_counted(metrics):
 def test_labels_are_bounded(metrics):
     for number in range(1000):
         metrics.decided(f"made-up-{number}", f"rule-{number}")
-        metrics.refused(Endpoint.CHAT, "x" * 1000)
+        metrics.refused(Endpoint.CHAT, 400, "x" * 1000)
     told = samples(metrics)
     assert len(told) < 400
-    assert value(metrics, "pointsman_refused_total", endpoint="chat", code=OTHER) == 1000
+    assert value(metrics, "pointsman_refused_total", endpoint="chat", status="400", code=OTHER) == 1000
     assert not any("made-up" in str(labels) for _, labels in told)
 
 
