@@ -75,3 +75,5 @@ class PoolsView:
     changes: tuple[ChangeView, ...] = field(default=())
     moved_pairs: int = 0
     """Pairs that were moved between pools since the start."""
+    listens: bool = False
+    """Whether it was started a moment ago and has not heard of all pools yet."""

@@ -121,8 +121,7 @@ class PoolsControl:
     def impairment(self, model: str) -> str:
         """Why a model's answers would be worse than usual now: experts that nobody computes. Empty: they would not be."""
         standing = self.standing(model)
-        if standing is None or standing.view is None or standing.stale or not standing.view.version:
-            # Without a version, who tells was started anew and has not heard of all pools yet.
+        if standing is None or standing.view is None or standing.stale or standing.view.listens:
             return ""
         gone = [pool.name for pool in standing.view.pools if pool.target and not pool.replicas]
         if not gone:

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 """Seconds between two decisions."""
+LISTEN_S = 10.0
+"""Seconds within which one that was started anew should have heard of all pools."""
 ASK_S = 5.0
 """Seconds that a trunk's question for a newer map is kept open."""
 
@@ -57,6 +59,9 @@ class PoolsKeeper:
         self._trunks = Trunks(time.time())
         self._changes: deque[ChangeView] = deque(maxlen=MAX_CHANGES)
         self._lacks: dict[str, str] = {}
+        self._serving: dict[str, tuple[Report, ...]] = {}
+        """Replicas by pool, as trunks are told of them."""
+        self._began_s = time.monotonic()
         self._balance: Balance | None = None
         self._looking: asyncio.Task[None] | None = None
 
@@ -129,6 +134,7 @@ class PoolsKeeper:
             pools=pools,
             changes=tuple(self._changes),
             moved_pairs=self._mover.moved_pairs,
+            listens=not self._trunks.version and now - self._began_s < LISTEN_S,
         )
         return msgspec.json.encode(view)
 
@@ -178,6 +184,10 @@ class PoolsKeeper:
         for number, name in enumerate(self._spec.names):
             needed = holding_of(self._mover.placement, number, self._layers)
             serving[name] = tuple(one.report for one in books.serving(name) if includes(one.report.holds, needed))
+            if not serving[name] and books.target(name):
+                # To trunks a pool without replicas is parked, and worth waiting for. This one is dead: they find that out.
+                serving[name] = self._serving.get(name, ())
+        self._serving = serving
         whole = all(some or not self._books.target(name) for name, some in serving.items())
         if self._trunks.version or whole:
             self._trunks.publish(_signature(serving, self._mover.moved_pairs), serving)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -158,6 +159,12 @@ async def test_a_model_is_impaired_while_a_pool_that_should_have_replicas_has_no
     here.pools.tells["model-moe"] = view(pool("a", 1, 0), pool("b", 2, 0))
     await here.control.look()
     assert here.control.impairment("moe") == "pools a, b of its experts has no replica that answers"
+    here.pools.tells["model-moe"] = replace(view(pool("a", 1, 0)), listens=True)
+    await here.control.look()
+    assert here.control.impairment("moe") == "", "who tells has not heard of all pools yet"
+    here.pools.tells["model-moe"] = view(pool("a", 1, 0))
+    await here.control.look()
+    assert here.control.impairment("moe")
     here.now_s += STALE_S + 1
     assert here.control.impairment("moe") == "", "what is old is not gone by"
     assert here.control.impairment("dense") == ""

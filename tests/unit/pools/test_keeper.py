@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from cluster.config.model import ModelConfig
 from cluster.config.operations import TelemetryConfig
+from cluster.experts import balancing
 from cluster.experts.balancing import Report, holding_of
 from cluster.experts.placement import round_robin
 from cluster.experts.pools import PoolMap, parse_pool_map
@@ -164,6 +165,28 @@ async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(cluste
     await cluster.tell(0, "a", holds=wide[0])
     assert await cluster.tell(0, "a", holds=wide[0]) == {0: frozenset({1, 2}), 1: frozenset({0, 2})}
     assert (await cluster.view()).moved_pairs == 2
+
+
+async def test_a_dead_pool_is_not_taken_for_a_parked_one(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "SILENT_S", 0.3)
+    assert (await cluster.view()).listens
+    await cluster.tell(0, "a")
+    await cluster.tell(1, "b")
+    first = await cluster.map()
+
+    async def beat() -> None:
+        while True:
+            await cluster.tell(0, "a")
+            await asyncio.sleep(0.05)
+
+    beating = asyncio.create_task(beat())
+    await until(lambda: "b" not in cluster.pools._books.known)
+    assert await cluster.pools.map("trunk", "here", first.version) is None, "trunks find out by themselves who is dead"
+    view = await cluster.view()
+    assert [(one.target, len(one.replicas)) for one in view.pools] == [(1, 1), (1, 0)] and not view.listens
+    await cluster.tell(1, "c")
+    assert [one.name for one in (await cluster.map(first.version)).pools[1].replicas] == ["c"]
+    beating.cancel()
 
 
 async def test_one_that_is_started_anew_goes_on_with_what_there_is(cluster: Cluster, tmp_path: Path) -> None:
