@@ -58,6 +58,19 @@ class Question:
         return body
 
 
+class PoolsTold(msgspec.Struct, frozen=True):
+    """What pools of experts did for an answer."""
+
+    degraded: bool = False
+    degraded_reason: str | None = None
+
+
+class ExpertsTold(msgspec.Struct, frozen=True):
+    """Which experts an answer used."""
+
+    pools: PoolsTold | None = None
+
+
 class Provenance(msgspec.Struct, frozen=True):
     """What the cluster says about an answer."""
 
@@ -70,6 +83,12 @@ class Provenance(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     truncated_turns: int = 0
     truncated_tokens: int = 0
+    experts: ExpertsTold | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether other experts stood in for some that nobody could compute."""
+        return self.experts is not None and self.experts.pools is not None and self.experts.pools.degraded
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +265,5 @@ def _from_headers(reply: Reply) -> Provenance:
         trace_id=reply.headers.get(_TRACE_HEADER),
         truncated_turns=number("truncated-turns", 0),
         truncated_tokens=number("truncated-tokens", 0),
+        experts=ExpertsTold(PoolsTold(degraded="x-pointsman-degraded" in reply.headers)),
     )

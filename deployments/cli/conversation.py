@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from deployments.cli import output
@@ -138,13 +139,23 @@ def tell(talk: Talk, answer: Answer) -> None:
     output.remark((" · ".join(facts), "dim"))
     if source.reason:
         output.remark((f"why: {output.visible(source.reason)}", "dim"))
-    if source.truncated_tokens:
-        turns = "1 older turn" if source.truncated_turns == 1 else f"{source.truncated_turns} older turns"
-        output.remark((f"The window slid: {turns} ({source.truncated_tokens} tokens) were left out.", "yellow"))
-    if answer.finish_reason == "length":
-        output.remark(("The answer was cut at its limit of tokens (--max-tokens).", "yellow"))
+    for warning in _warnings(answer):
+        output.remark((warning, "yellow"))
     if hint := _trace_hint(talk, source.trace_id):
         output.remark((hint, "dim"))
+
+
+def _warnings(answer: Answer) -> Iterator[str]:
+    """What makes an answer other than it might have been."""
+    source = answer.provenance
+    if source.truncated_tokens:
+        turns = "1 older turn" if source.truncated_turns == 1 else f"{source.truncated_turns} older turns"
+        yield f"The window slid: {turns} ({source.truncated_tokens} tokens) were left out."
+    if source.degraded:
+        told = source.experts and source.experts.pools and source.experts.pools.degraded_reason
+        yield output.visible(told or "Other experts stood in for some of the model's own.")
+    if answer.finish_reason == "length":
+        yield "The answer was cut at its limit of tokens (--max-tokens)."
 
 
 def _trace_hint(talk: Talk, trace_id: str | None) -> str | None:
@@ -172,6 +183,7 @@ def _as_json(answer: Answer) -> dict[str, object]:
         "cached_tokens": source.cached_tokens,
         "truncated_turns": source.truncated_turns,
         "truncated_tokens": source.truncated_tokens,
+        "degraded": source.degraded,
         "first_token_s": None if answer.first_s is None else round(answer.first_s, 4),
         "total_s": round(answer.total_s, 4),
         "tokens_per_s": None if answer.tokens_per_s is None else round(answer.tokens_per_s, 1),

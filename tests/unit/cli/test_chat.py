@@ -118,6 +118,15 @@ def test_turns_that_left_by_the_window_are_told(invoke, api, running):
     assert "cut at its limit" in done.stderr
 
 
+def test_an_answer_for_which_other_experts_stood_in_says_so(invoke, api, running):
+    experts = {"tokens": 9, "pools": {"degraded": True, "degraded_rows": 3, "degraded_reason": "Some were away."}}
+    api.answers[PATH] = stream(piece("Hi", "stop"), source={**SOURCE, "experts": experts})
+    assert "Some were away." in invoke("chat", "hi").stderr
+    assert json.loads(invoke("chat", "hi", "--json").stdout)["degraded"] is True
+    api.answers[PATH] = stream(piece("Hi", "stop"), source={**SOURCE, "experts": {"tokens": 9}})
+    assert json.loads(invoke("chat", "hi", "--json").stdout)["degraded"] is False
+
+
 def test_without_a_comment_the_headers_tell(invoke, api, running):
     headers = {"x-pointsman-model": "small", "x-pointsman-trace-id": "cd" * 16, "x-pointsman-truncated-tokens": "7"}
     api.answers[PATH] = Canned([piece("Hi", "stop"), b"data: [DONE]\n\n"], 200, headers)
