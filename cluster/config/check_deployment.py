@@ -15,6 +15,9 @@ from cluster.config.model import ModelConfig
 MAX_NAME: Final = 41
 """Characters of a cluster's name: KubeRay makes longer ones of it, and Kubernetes ends them at 63."""
 
+MAX_GROUP: Final = 50
+"""Characters of the name of a worker group."""
+
 FIRST_UNPRIVILEGED_PORT: Final = 1024
 _ENCRYPTED: Final = re.compile(r"[?&]sslmode=(require|verify-ca|verify-full)(&|$)")
 _COMMIT: Final = re.compile(r"@[0-9a-f]{40}$")
@@ -31,6 +34,8 @@ def check_deployment(config: ClusterConfig) -> Iterator[Mistake]:
         group = group_name(name)
         if group in seen:
             yield Mistake(f"models.{name}", f"Kubernetes cannot tell it from {seen[group]}", "rename the model")
+        elif len(group) > MAX_GROUP:
+            yield Mistake(f"models.{name}", f"this name is longer than {MAX_GROUP - 6} characters", "rename the model")
         seen[group] = name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -24,8 +25,10 @@ _MESSAGES: Final = {
 }
 
 
-def parse_config(text: str, source: str) -> ClusterConfig:
-    """The config in `text` (YAML). `source` is the name of the file, for messages.
+def parse_config(
+    text: str, source: str, also: Callable[[ClusterConfig], Iterable[Mistake]] | None = None
+) -> ClusterConfig:
+    """The config in `text` (YAML). `source` is the name of the file, for messages; `also` finds further mistakes.
 
     Raises `ConfigError` with every mistake that was found, each with its path and, where known, its line. Messages
     never repeat values.
@@ -36,6 +39,8 @@ def parse_config(text: str, source: str) -> ClusterConfig:
     found = list(document.mistakes)
     config, mistakes = _validate(document.value)
     found.extend(mistakes)
+    if config is not None and also is not None:
+        found.extend(also(config))
     if config is not None and not found:
         return config
     located: dict[tuple[str, str], Mistake] = {}

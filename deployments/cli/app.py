@@ -18,6 +18,7 @@ from deployments.cli.commands import (
     models,
     precision,
     records,
+    render,
     serve,
     status,
     trace,
@@ -73,6 +74,7 @@ app.add_typer(experts.app, name="experts", cls=CommandGroup, rich_help_panel=LOO
 app.add_typer(models.app, name="models", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(config.app, name="config", cls=CommandGroup, rich_help_panel=SET_UP)
 app.add_typer(precision.app, name="precision", cls=CommandGroup, rich_help_panel=SET_UP)
+app.command("render", cls=Command, rich_help_panel=SET_UP)(render.render)
 app.add_typer(keys.app, name="keys", cls=CommandGroup, rich_help_panel=SET_UP)
 
 

@@ -18,16 +18,21 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster's config (YAML).", show_default=False)]
 
+Kubernetes = Annotated[
+    bool, typer.Option("--kubernetes", metavar=FLAG, help="Name, too, what is unsafe or cannot work on Kubernetes.")
+]
+
 
 @app.command("check", cls=Command)
-def check(file: File, json: Json = False) -> ExitCode:
+def check(file: File, json: Json = False, kubernetes: Kubernetes = False) -> ExitCode:
     """Name every mistake in a config, with its path and line. Exit status 2 if there are any."""
+    from cluster.config.check_deployment import check_deployment
     from cluster.config.load import ConfigError, parse_config
     from deployments.cli.config_files import read_text
 
     text = read_text(file)
     try:
-        config = parse_config(text, str(file))
+        config = parse_config(text, str(file), check_deployment if kubernetes else None)
     except ConfigError as error:
         if json:
             mistakes = [

@@ -1,0 +1,113 @@
+"""The RayService of a cluster (`ray.io/v1`): a head, a group of pods for each part, and the Serve config that runs on them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import yaml
+
+from cluster.config.cluster import ClusterConfig
+from deployments.render.layout import SURGE, Group, deployed, groups, section
+from deployments.render.network import network_policies
+from deployments.render.objects import cluster_objects
+from deployments.render.pods import autoscaler, head_template, labels, worker_template
+from deployments.render.serve_config import serve_config
+
+RAY_VERSION: Final = "2.60.0"
+OLD_CLUSTER_S: Final = 60
+"""Seconds that a cluster which was replaced stays beyond the longest request."""
+
+
+def manifests(config: ClusterConfig) -> list[dict[str, Any]]:
+    """Every object, in the order in which they are to be applied. Raises `ConfigError` that names everything unsafe."""
+    inside = deployed(config)
+    return [*cluster_objects(inside), *network_policies(inside), ray_service(inside)]
+
+
+def ray_service(config: ClusterConfig) -> dict[str, Any]:
+    """The RayService, of a config as it holds inside the pods."""
+    where = section(config)
+    workers = groups(config)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"labels": labels(config), "name": config.name, "namespace": where.namespace},
+        "spec": {
+            "excludeHeadPodFromServeSvc": True,
+            "rayClusterConfig": {
+                "authOptions": {"mode": "token", "secretName": where.ray_token_secret},
+                "autoscalerOptions": autoscaler(config),
+                "enableInTreeAutoscaling": True,
+                "gcsFaultToleranceOptions": {
+                    "redisAddress": where.redis_address,
+                    "redisPassword": {
+                        "valueFrom": {"secretKeyRef": {"key": "password", "name": where.redis_secret}},
+                    },
+                },
+                "headGroupSpec": {
+                    "rayStartParams": {
+                        "dashboard-host": "0.0.0.0",  # noqa: S104 - for KubeRay, which a network policy lets in
+                        "num-cpus": "0",
+                        "object-store-memory": str(config.ray.object_store_bytes),
+                    },
+                    "serviceType": "ClusterIP",
+                    "template": head_template(config),
+                },
+                "rayVersion": RAY_VERSION,
+                "workerGroupSpecs": [_worker_group(config, group) for group in workers],
+            },
+            "rayClusterDeletionDelaySeconds": max(group.grace_s for group in workers) + OLD_CLUSTER_S,
+            "serveConfigV2": dump(serve_config(config, placed=True)),
+            "upgradeStrategy": {"type": "NewCluster"},
+        },
+    }
+
+
+def _worker_group(config: ClusterConfig, group: Group) -> dict[str, Any]:
+    start = {
+        "num-cpus": str(max(1, math.ceil(group.millicpus / 1000))),
+        "num-gpus": str(group.gpus),
+        "object-store-memory": str(config.ray.object_store_bytes),
+    }
+    return {
+        "groupName": group.name,
+        "maxReplicas": group.max + SURGE,
+        "minReplicas": group.min,
+        "rayStartParams": start,
+        "replicas": group.min,
+        "resources": {group.resource: "1"},
+        "template": worker_template(config, group),
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, indents lists, and repeats what stands twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """No anchors: not everything that reads YAML knows them."""
+        del data
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Lists stand further in than their key."""
+        del indentless
+        super().increase_indent(flow, indentless=False)
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _block)
+
+
+def dump(value: object) -> str:
+    """YAML, keys in their order."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**16)
+    return text
+
+
+def dump_all(documents: list[dict[str, Any]]) -> str:
+    """Several documents."""
+    return "".join(f"---\n{dump(document)}" for document in documents)
