@@ -36,7 +36,15 @@ _SCALED: Final = (
     "max_queued_requests",
     "drain_timeout_s",
 )
-_LIVE: Final = (("contracts",), ("routing",), ("admission",), ("precision",), ("experts",), ("ingress", "limits"), ("deployment",))
+_LIVE: Final = (
+    ("contracts",),
+    ("routing",),
+    ("admission",),
+    ("precision",),
+    ("experts",),
+    ("ingress", "limits"),
+    ("deployment",),
+)
 
 
 @dataclass(frozen=True, slots=True)

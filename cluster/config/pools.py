@@ -33,8 +33,11 @@ class PoolsConfig(Section):
     """Threads that a replica computes with."""
     quota_pairs_per_s: float | None = Field(None, gt=0, le=1e12)
     """Pairs of token and expert a second that a replica computes at most, as if its device did no more; null: what it can."""
-    high: float = Field(0.8, gt=0, le=1)
-    """Share of what a pool's replicas can compute, 0 to 1, above which it gains one."""
+    high: float = Field(0.7, gt=0, le=1)
+    """Share of what a pool's replicas can compute, 0 to 1, above which it gains one.
+
+    An engine waits for its pools, so a lone replica seldom gets more than nine tenths of what it could compute.
+    """
     low: float = Field(0.3, ge=0, lt=1)
     """Share, 0 to 1, below which it loses one; less than `high`."""
     dwell_s: float = Field(30.0, ge=0, le=86_400)

@@ -17,6 +17,10 @@ TELL_LIMIT_S: Final = 10.0
 """Seconds that a trunk may take to follow; one that does not loses the old homes and finds the new ones by itself."""
 
 
+SETTLE_S: Final = 2.0
+"""Seconds that the old homes stay after every trunk was told: its engine takes the map on between two steps."""
+
+
 class Stage(StrEnum):
     """How far a move is."""
 
@@ -61,6 +65,6 @@ class Mover:
                 return True
             if late_s > LOAD_LIMIT_S:
                 self._next, self.stage = None, Stage.RESTS
-        elif told or late_s > TELL_LIMIT_S:
+        elif (told and late_s > SETTLE_S) or late_s > TELL_LIMIT_S:
             self._next, self.stage = None, Stage.RESTS
         return False

@@ -229,7 +229,7 @@ def _why(pool: _Pool, limits: Limits, wanted: int) -> tuple[str, str]:
         return INVOKED, f"it was parked and is invoked; {pool.state.waiting} tokens wait for it"
     if replicas < limits.min_replicas and pool.usage(replicas) <= limits.high:
         return BOUNDS, f"{_replicas(limits.min_replicas)} are the least that a pool may have"
-    used = f"{pool.load:.0f} tokens/s are {pool.usage(replicas):.0%} of its capacity"
+    used = f"{pool.load:.0f} pairs/s are {pool.usage(replicas):.0%} of its capacity"
     return HOT, f"{used}, more than {limits.high:.0%}; it needs {_replicas(wanted)}"
 
 

@@ -179,9 +179,7 @@ class World:
         assert order.reason
         assert 0 <= order.level <= len(levels)
         assert (order.level, order.kv_precision) != (replica.level, replica.kv)
-        # The level that an operator asks for waits for nobody; the way back from 8 bits may have to wait for its turn.
-        waits_for_turn = replica.kv == "fp8" and order.cause in ("pinned", "disabled")
-        if order.kv_precision == "fp8" and not waits_for_turn:
+        if order.kv_precision == "fp8" and not (replica.kv == "fp8" and order.cause in ("pinned", "disabled")):
             assert Measure.FP8_KV in levels[: order.level]
             assert self.usable(replica, Measure.FP8_KV)
         if order.kv_precision != replica.kv:
@@ -326,7 +324,6 @@ def test_what_a_new_config_does_not_allow_ends(
         lived.live(moment)
         for one in lived.replicas:
             assert one.level <= (lived.last_usable(one) if enabled else 0)
-            # A way back that failed is tried again later; until then the cache stays in 8 bits.
             assert one.kv == "auto" or one.kv_failures or (enabled and Measure.FP8_KV in config.levels[: one.level])
             assert one.kv == "auto" or lived.usable(one, Measure.FP8_KV)
 

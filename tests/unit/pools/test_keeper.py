@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from cluster.config.model import ModelConfig
 from cluster.config.operations import TelemetryConfig
-from cluster.experts import balancing
+from cluster.experts import balancing, moving
 from cluster.experts.balancing import Report, holding_of
 from cluster.experts.placement import round_robin
 from cluster.experts.pools import PoolMap, parse_pool_map
@@ -144,7 +144,9 @@ async def test_a_replica_that_leaves_is_left_out_but_for_the_last_one(cluster: C
     assert not await cluster.pools.leaving("b")
 
 
-async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(cluster: Cluster) -> None:
+async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await cluster.tell(0, "a")
     await cluster.tell(1, "b")
     first = await cluster.map()
@@ -161,6 +163,7 @@ async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(cluste
     told = await cluster.map(first.version)
     assert told.pools[0].holds[0] == {1, 2} and told.pools[1].holds[0] == {0, 3}
     assert await cluster.tell(0, "a", holds=wide[0]) == wide[0], "the trunk has not said yet that it knows"
+    monkeypatch.setattr(moving, "SETTLE_S", 0.0)
     await cluster.pools.map("trunk", "here", told.version)
     await cluster.tell(0, "a", holds=wide[0])
     assert await cluster.tell(0, "a", holds=wide[0]) == {0: frozenset({1, 2}), 1: frozenset({0, 2})}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster.experts.moving import LOAD_LIMIT_S, TELL_LIMIT_S, Mover, Stage
+from cluster.experts.moving import LOAD_LIMIT_S, SETTLE_S, TELL_LIMIT_S, Mover, Stage
 from cluster.experts.placement import Placement
 
 
@@ -31,7 +31,9 @@ def test_both_homes_hold_the_weights_until_every_trunk_knows() -> None:
     assert same(mover.placement, NEW) and same(mover.held, OLD | NEW)
     assert not mover.advance(3.0, loaded=True, told=False)
     assert mover.stage is Stage.TELLS
-    assert not mover.advance(4.0, loaded=True, told=True)
+    assert not mover.advance(2.0 + SETTLE_S, loaded=True, told=True)
+    assert mover.stage is Stage.TELLS, "an engine that was told may be in the middle of a step"
+    assert not mover.advance(2.1 + SETTLE_S, loaded=True, told=True)
     assert same(mover.held, NEW) and mover.stage is Stage.RESTS
     assert mover.moved_pairs == 2
 

@@ -32,7 +32,7 @@ def targets(decision: Decision) -> dict[str, tuple[int, str]]:
 def test_a_hot_pool_gets_as_many_replicas_as_it_needs_and_says_why() -> None:
     decision = decide(snapshot([170, 60], [pool("a"), pool("b")]), 100.0)
     assert targets(decision) == {"a": (3, "hot")}
-    assert decision.changes[0].reason == "170 tokens/s are 170% of its capacity, more than 80%; it needs 3 replicas"
+    assert decision.changes[0].reason == "170 pairs/s are 170% of its capacity, more than 80%; it needs 3 replicas"
     assert decision.memory.loaded == ((100.0, 20),)
 
 
