@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.contract import DEFAULT_TIMEOUT_S
-from cluster.config.in_force import in_force
-from deployments.render import layout, pods
+from deployments.render import layout, nulls, pods
 from deployments.render.layout import deployed, environment
-from deployments.render.rayservice import OLD_CLUSTER_S, RAY_VERSION, dump
-from deployments.render.serve_config import ENTRY, INGRESS_CPUS, QUIET
+from deployments.render.rayservice import OLD_CLUSTER_S, RAY_VERSION
+from deployments.render.serve_config import ENTRY, INGRESS_CPUS, QUIET, model_nulls
+from deployments.render.text import dump
 
 TEMPLATES: Final = Path(__file__).parent / "chart"
 
@@ -54,8 +54,11 @@ def chart_metadata(config: ClusterConfig) -> dict[str, Any]:
 
 def chart_values(config: ClusterConfig) -> dict[str, Any]:
     """`values.yaml`, of a config as it holds inside the pods."""
+    set_to_null = nulls.nulls(config)
     return {
-        "config": in_force(config),
+        "config": nulls.document(config),
+        # Helm drops every null: these fields are null, below `config` and below a model.
+        "nulls": {"config": set_to_null, "models": {name: model_nulls(set_to_null, name) for name in config.models}},
         # Helm sorts models by name; which is first decides between equals.
         "order": list(config.models),
         "pods": {
@@ -75,6 +78,7 @@ def chart_values(config: ClusterConfig) -> dict[str, Any]:
             "ingressCpus": INGRESS_CPUS,
             "ingressMillicpus": layout.INGRESS_MILLICPUS,
             "keys": layout.KEYS,
+            "objectStoreBytes": config.ray.object_store_bytes,
             "oldClusterSeconds": OLD_CLUSTER_S,
             "probePeriodSeconds": layout.PROBE_PERIOD_S,
             "rayBytes": layout.RAY_BYTES,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from cluster.config.cluster import ClusterConfig
-from cluster.config.in_force import in_force
 from deployments.render.layout import groups, section
+from deployments.render.nulls import document
 from deployments.render.pods import labels
+from deployments.render.text import dump
 
 Object = dict[str, Any]
 
@@ -25,12 +24,11 @@ def metadata(config: ClusterConfig, name: str) -> Object:
 
 
 def _config_map(config: ClusterConfig) -> Object:
-    text = yaml.safe_dump(in_force(config), sort_keys=True, allow_unicode=True)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(config, "config"),
-        "data": {"cluster.yaml": text},
+        "data": {"cluster.yaml": dump(document(config))},
     }
 
 

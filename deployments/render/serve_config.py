@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from cluster.config.check_deployment import group_name
 from cluster.config.cluster import ClusterConfig
-from cluster.config.in_force import in_force
 from cluster.config.model import ModelConfig
 from deployments.names import (
     INGRESS_APPLICATION,
@@ -16,6 +15,7 @@ from deployments.names import (
     pool_deployment_name,
     pools_application_name,
 )
+from deployments.render import nulls
 from deployments.render.layout import SURGE, pools_group, resource_of
 
 ENTRY: Final = "deployments.render.serve_entry"
@@ -29,31 +29,40 @@ def serve_config(config: ClusterConfig, *, placed: bool = False) -> dict[str, An
 
     Expert pools come before their model, and scale themselves.
     """
-    document = in_force(config)
+    document = nulls.document(config)
+    set_to_null = nulls.nulls(config)
     applications = [
         {
             "name": INGRESS_APPLICATION,
             "route_prefix": None,
             "import_path": f"{ENTRY}:ingress",
-            "args": {"config": document, "order": list(config.models)},
+            "args": {"config": document, "order": list(config.models), "nulls": set_to_null},
             "deployments": [
                 _deployment(INGRESS_DEPLOYMENT, {"num_cpus": INGRESS_CPUS}, "pointsman_ingress", placed, surge=True)
             ],
         }
     ]
     for name, model in config.models.items():
-        applications += _of_model(name, model, document, placed)
+        applications += _of_model(name, model, document, model_nulls(set_to_null, name), placed)
     # No proxies: the ingress listens itself.
     return {"proxy_location": "Disabled", "logging_config": dict(QUIET), "applications": applications}
 
 
-def _of_model(name: str, model: ModelConfig, document: dict[str, Any], placed: bool) -> list[dict[str, Any]]:
+def model_nulls(paths: list[nulls.Path], name: str) -> list[nulls.Path]:
+    """Of the paths below the whole config, those below a model, from there on."""
+    return [path[2:] for path in paths if path[:2] == ["models", name]]
+
+
+def _of_model(
+    name: str, model: ModelConfig, document: dict[str, Any], set_to_null: list[nulls.Path], placed: bool
+) -> list[dict[str, Any]]:
     application = model_application_name(name)
     told = {
         "name": name,
         "model": document["models"][name],
         "ray": document["ray"],
         "telemetry": document["telemetry"],
+        "nulls": set_to_null,
     }
     options: dict[str, Any] = {"num_cpus": model.replicas.cpus, "num_gpus": model.replicas.gpus}
     if model.replicas.memory_bytes is not None:

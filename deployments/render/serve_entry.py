@@ -20,13 +20,16 @@ from deployments.head.applications import ingress_application, model_application
 from deployments.head.state import make_state_directory, state_directory
 from deployments.pools.secret import make_pools_folder
 from deployments.pools.spec import secret_path
+from deployments.render.nulls import with_nulls
 
 
 class IngressArguments(Section):
     """What the application of the ingress is told."""
 
-    config: ClusterConfig
-    """The config of the whole cluster."""
+    config: dict[str, Any]
+    """The config of the whole cluster, without nulls."""
+    nulls: tuple[tuple[str, ...], ...] = ()
+    """Paths of the fields in it that are null."""
     order: tuple[ModelName, ...] = ()
     """Its models in their order, which decides between equals: what passed through Helm comes sorted by name."""
 
@@ -38,8 +41,10 @@ class ModelArguments(Section):
     """The model's name."""
     application: str
     """Name of the Serve application itself."""
-    model: ModelConfig
-    """Its section of the config."""
+    model: dict[str, Any]
+    """Its section of the config, without nulls."""
+    nulls: tuple[tuple[str, ...], ...] = ()
+    """Paths of the fields in it that are null."""
     ray: RayConfig
     """That section of the config: health checks, and where the state is."""
     telemetry: TelemetryConfig
@@ -49,16 +54,19 @@ class ModelArguments(Section):
 def ingress(arguments: dict[str, Any]) -> Application:
     """The application of the ingress. Raises pydantic's `ValidationError`."""
     told = IngressArguments.model_validate(arguments)
-    models = told.config.models
+    config = ClusterConfig.model_validate(with_nulls(told.config, told.nulls))
+    models = config.models
     names = sorted(models, key=lambda name: told.order.index(name) if name in told.order else len(told.order))
-    config = told.config.model_copy(update={"models": {name: models[name] for name in names}})
+    config = config.model_copy(update={"models": {name: models[name] for name in names}})
     return ingress_application(config, _state(config.ray))
 
 
 def model(arguments: dict[str, Any]) -> Application:
     """The application of a model. Raises pydantic's `ValidationError`, and `ModelError` for files that cannot be had."""
     told = ModelArguments.model_validate(arguments)
-    return model_application(told.name, _config(told), checkpoint(told.model), _state(told.ray), told.application)
+    config = _config(told)
+    path = checkpoint(config.models[told.name])
+    return model_application(told.name, config, path, _state(told.ray), told.application)
 
 
 def pools(arguments: dict[str, Any]) -> Application:
@@ -67,7 +75,8 @@ def pools(arguments: dict[str, Any]) -> Application:
     state = _state(told.ray)
     if not secret_path(state).exists():
         make_pools_folder(state)
-    return pools_application(told.name, _config(told), checkpoint(told.model), state, told.application)
+    config = _config(told)
+    return pools_application(told.name, config, checkpoint(config.models[told.name]), state, told.application)
 
 
 def checkpoint(section: ModelConfig) -> Path | None:
@@ -83,7 +92,8 @@ def checkpoint(section: ModelConfig) -> Path | None:
 
 def _config(told: ModelArguments) -> ClusterConfig:
     """The part of a config that the application of one model is made of; the whole was checked where it was rendered."""
-    return ClusterConfig.model_construct(models={told.name: told.model}, ray=told.ray, telemetry=told.telemetry)
+    section = ModelConfig.model_validate(with_nulls(told.model, told.nulls))
+    return ClusterConfig.model_construct(models={told.name: section}, ray=told.ray, telemetry=told.telemetry)
 
 
 def _state(section: RayConfig) -> Path:

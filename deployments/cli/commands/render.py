@@ -70,8 +70,9 @@ def render(
 
 
 def _text(config: ClusterConfig, target: Target) -> str:
-    from deployments.render.rayservice import dump, dump_all, manifests
+    from deployments.render.rayservice import manifests
     from deployments.render.serve_config import serve_config
+    from deployments.render.text import dump, dump_all
 
     return dump(serve_config(config)) if target is Target.SERVE else dump_all(manifests(config))
 
