@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -19,17 +25,22 @@ import yaml
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cluster.config.operations import TelemetryConfig
-from cluster.telemetry import names
+from cluster.telemetry import metric_table, names
 from deployments.paths import traces_path
 from deployments.telemetry.content import CAPTURE
 from deployments.telemetry.propagation import incoming_context, outgoing_headers
 from deployments.telemetry.reader import TraceReader
+from deployments.telemetry.series import TRACE_ID
 from deployments.telemetry.setup import setup_telemetry
 from tests.clusters import cluster_environment, run_pointsman, simulated_config
 
 CANARY = "CANARY7f3a"
+LUGGAGE = "LUGGAGE51c0"
+QUEUE, BATCH = 4096, 256
+"""Spans that wait for an exporter at most, and spans that it gets at a time."""
 CALLER_TRACE, CALLER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 # The replica: its own span, and one made through the global provider as vLLM makes its own.
@@ -79,15 +90,61 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 self.arrived.wait(left)
 
 
-@pytest.fixture
-def collector():
+@contextmanager
+def grpc_collector(port: int) -> Iterator[Collector]:
+    """Listens for OTLP over gRPC."""
     servicer = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
-    servicer.port = server.add_insecure_port("127.0.0.1:0")
+    servicer.port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    yield servicer
-    server.stop(None).wait()
+    try:
+        yield servicer
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def http_collector(port: int) -> Iterator[Collector]:
+    """Listens for OTLP over HTTP; refuses the first request, as a collector does that is short of memory."""
+    servicer = Collector()
+    refused: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if not refused:
+                refused.append(self.path)
+                self.send_response(503)
+                self.send_header("retry-after", "1")
+            else:
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                servicer.Export(trace_service_pb2.ExportTraceServiceRequest.FromString(body), None)
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield servicer
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        assert refused == ["/v1/traces"]
+
+
+@pytest.fixture
+def collector():
+    with grpc_collector(0) as made:
+        yield made
 
 
 def run_request(state_dir: Path) -> None:
@@ -153,6 +210,19 @@ def test_otlp_alone_leaves_no_store(collector, state_dir, monkeypatch):
     assert not traces_path(state_dir).exists()
 
 
+def exemplars(url: str) -> dict[str, set[str]]:
+    """Traces that each metric points to, by what Prometheus is told that asks for OpenMetrics."""
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    answer = httpx.get(f"{url}/metrics", headers={"accept": accept}, trust_env=False)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                found.setdefault(family.name, set()).add(sample.exemplar.labels[TRACE_ID])
+    return found
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("asked_for", [False, True], ids=["no prompt", "prompt asked for"])
 def test_a_whole_cluster_sends_one_connected_trace(collector, state_dir, free_port, asked_for):
@@ -169,11 +239,12 @@ def test_a_whole_cluster_sends_one_connected_trace(collector, state_dir, free_po
         answer = httpx.post(
             f"http://127.0.0.1:{free_port}/v1/chat/completions",
             json=body,
-            headers={"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"},
+            headers={"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01", "baggage": f"user={LUGGAGE}"},
             timeout=60,
             trust_env=False,
         )
         assert answer.status_code == 200, answer.text
+        shown = exemplars(f"http://127.0.0.1:{free_port}")
         received = collector.of_trace(CALLER_TRACE, 3, timeout_s=15)
     finally:
         assert run_pointsman("down", env=env).returncode == 0
@@ -187,6 +258,9 @@ def test_a_whole_cluster_sends_one_connected_trace(collector, state_dir, free_po
     assert CANARY not in str(others)
     answered = {each.key: each.value.string_value for each in request.attributes}.get(names.OUTPUT_MESSAGES)
     assert (answered is not None) is asked_for
+    assert LUGGAGE not in str(received)
+    latencies = {metric_table.REQUEST_SECONDS, metric_table.TTFT_SECONDS, metric_table.ITL_SECONDS}
+    assert shown == {metric.name: {CALLER_TRACE} for metric in latencies}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -202,3 +276,46 @@ def test_a_collector_out_of_reach_costs_spans_and_nothing_else(free_port, state_
     assert time.monotonic() - started < 4
     with TraceReader(traces_path(state_dir)) as reader:
         assert len(reader.list_traces(limit=200)) == 100
+
+
+@pytest.mark.parametrize(("protocol", "listen"), [("grpc", grpc_collector), ("http/protobuf", http_collector)])
+def test_what_a_collector_misses_for_a_moment_it_gets_when_it_is_back(
+    free_port, state_dir, monkeypatch, protocol, listen: Callable[[int], Any]
+):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    telemetry = setup_telemetry("ingress", TelemetryConfig(traces="otlp"), state_dir, set_global=False)
+    for number in range(600):
+        telemetry.tracer.start_span(f"request {number}").end()
+    # The first attempt is made a second after the first span, and finds nobody.
+    time.sleep(2.0)
+    with listen(free_port) as collector:
+        assert telemetry.flush(30.0)
+    assert {span.name for _, span in collector.spans} == {f"request {number}" for number in range(600)}
+    assert telemetry.counts().exported == 600
+    assert telemetry.counts().dropped == 0
+    telemetry.close(1.0)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_that_hangs_delays_nobody_and_what_waits_for_it_is_bounded(state_dir, monkeypatch, protocol):
+    """It takes connections and never answers."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        telemetry = setup_telemetry("ingress", TelemetryConfig(traces="otlp"), state_dir, set_global=False)
+        slowest = 0.0
+        for _ in range(20_000):
+            began = time.perf_counter()
+            telemetry.tracer.start_span("request").end()
+            slowest = max(slowest, time.perf_counter() - began)
+        # The interpreter's other threads may hold one up for a moment; an export takes 10 s here.
+        assert slowest < 0.5
+        # One batch is under way at most, and the queue is full.
+        assert telemetry.counts().queue_full >= 20_000 - QUEUE - 2 * BATCH
+        began = time.monotonic()
+        assert not telemetry.close(1.0)
+        assert time.monotonic() - began < 4
+        assert telemetry.counts().queue_full >= 20_000 - 2 * BATCH
