@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 from cluster.config.load import ConfigError, parse_config
-from deployments.head.environment import ray_environment
+from deployments.head.environment import is_at_loopback, ray_environment
 from deployments.head.ports import PortInUseError
 from deployments.head.state import AlreadyRunningError
 from deployments.paths import logs_path
@@ -42,7 +42,7 @@ def main() -> int:
     logs = setup_logging("head", logs_path(arguments.state_dir), level=config.telemetry.log_level)
     paths = {name: Path(path) if path is not None else None for name, path in arguments.model_paths.items()}
     cluster_id = uuid.uuid4().hex
-    os.environ.update(ray_environment(cluster_id, own=config.ray.address is None))
+    os.environ.update(ray_environment(cluster_id, is_at_loopback(config.ray.address)))
     # Only now: Ray reads its environment when it is imported.
     from deployments.head.head import Head, HeadOptions
 

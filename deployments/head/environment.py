@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from cluster.config.host import is_loopback
 from deployments.processes import CLUSTER_VARIABLE
 
 
-def ray_environment(cluster_id: str, own: bool) -> dict[str, str]:
-    """The variables. `own` says that this process starts a Ray cluster of its own, for this machine alone."""
+def is_at_loopback(ray_address: str | None) -> bool:
+    """Whether a Ray cluster is reached at this machine alone: one of our own (None), or one that listens at loopback."""
+    return ray_address is None or is_loopback(ray_address.rpartition(":")[0])
+
+
+def ray_environment(cluster_id: str, at_loopback: bool) -> dict[str, str]:
+    """The variables. `at_loopback` says that the Ray cluster is for this machine alone: see `is_at_loopback`."""
     environment = {
         CLUSTER_VARIABLE: cluster_id,
         # Ray would run actors at nice 15: every other process of the machine would come before the engines.
@@ -27,7 +33,7 @@ def ray_environment(cluster_id: str, own: bool) -> dict[str, str]:
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
     }
-    if own:
+    if at_loopback:
         # Ray's servers listen on loopback only if that is the node's address, and Ray turns a loopback address that it
         # is given into a reachable one. This switch, made for laptops with firewalls, keeps it at loopback.
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
