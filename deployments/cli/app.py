@@ -11,6 +11,7 @@ from deployments.cli.commands import (
     chat,
     config,
     cost,
+    dashboards,
     down,
     experts,
     explain,
@@ -76,6 +77,7 @@ app.add_typer(config.app, name="config", cls=CommandGroup, rich_help_panel=SET_U
 app.add_typer(precision.app, name="precision", cls=CommandGroup, rich_help_panel=SET_UP)
 app.command("render", cls=Command, rich_help_panel=SET_UP)(render.render)
 app.add_typer(keys.app, name="keys", cls=CommandGroup, rich_help_panel=SET_UP)
+app.add_typer(dashboards.app, name="dashboards", cls=CommandGroup, rich_help_panel=SET_UP)
 
 
 def run() -> int:
