@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from deployments.head.environment import is_at_loopback, ray_environment
@@ -29,3 +32,11 @@ def test_only_at_loopback_does_ray_stay_there() -> None:
     assert ray_environment("c1", at_loopback=True)[switch] == "0"
     assert switch not in ray_environment("c1", at_loopback=False)
     assert ray_environment("c1", at_loopback=False)[CLUSTER_VARIABLE] == "c1"
+
+
+def test_the_variables_that_every_node_needs_are_told() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "nodes.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE))
+    assert told == {
+        name: value for name, value in ray_environment("c1", at_loopback=False).items() if name != CLUSTER_VARIABLE
+    }
