@@ -61,7 +61,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     fake = FakeServe()
     monkeypatch.setattr(change_module, "serve", fake)
     monkeypatch.setattr(change_module, "run_application", fake.run)
-    monkeypatch.setattr(change_module, "model_application", lambda name, *_: name)
+    monkeypatch.setattr(change_module, "run_model", lambda name, _config, _path, _dir, at: fake.run(at, name))
     monkeypatch.setattr(change_module, "ingress_application", lambda _config, _dir, told: told)
     monkeypatch.setattr(change_module, "cause", lambda application: application.message)
     return fake

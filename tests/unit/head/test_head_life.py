@@ -88,10 +88,10 @@ def test_a_first_model_that_hangs_keeps_the_others_waiting_for_a_minute_only(hea
     now = [100.0]
     monkeypatch.setattr(head_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(head_module, "ingress_application", lambda *_: "ingress")
-    monkeypatch.setattr(head_module, "model_application", lambda name, *_: name)
     head._model_paths.update(dict.fromkeys(head._config.models))
     started = []
     monkeypatch.setattr(head_module, "run_application", lambda name, _application: started.append((name, now[0])))
+    monkeypatch.setattr(head_module, "run_model", lambda *told: started.append((told[-1], now[0])))
     monkeypatch.setattr(head, "_look", lambda: None)
 
     def wait(seconds):
