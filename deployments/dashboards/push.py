@@ -169,8 +169,10 @@ def _refused(error: GrafanaException, what: str, url: str) -> GrafanaRefusedErro
         ),
         403: (
             f"the token may not store {what}",
-            "Give its service account the role Editor, or folders:create, folders:read, dashboards:create, "
-            "dashboards:read and dashboards:write.",
+            (
+                "Give its service account the role Editor, or folders:create, folders:read, dashboards:create, "
+                "dashboards:read and dashboards:write."
+            ),
         ),
         409: (f"{what} is there already under another uid", "Delete or rename it in Grafana."),
         412: (f"somebody changed {what} at this moment", "Push again: the difference is computed anew."),
