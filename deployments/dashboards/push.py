@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from grafana_client.api import GrafanaApi
@@ -83,6 +84,13 @@ class Grafana:
         """Opens no connection. Raises `AddressError`."""
         self._url = checked_address(url)
         self._api = GrafanaApi.from_url(self._url, credential=token, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Closes its connections."""
+        self._api.client.s.close()
 
     def push(self, dashboards: Sequence[Dashboard], *, dry_run: bool = False) -> Iterator[Pushed]:
         """Bring each dashboard to Grafana; with `dry_run` only say what would become of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from deployments.cli import output
 from deployments.cli.errors import CliError, ExitCode
 from deployments.cli.groups import FLAG, Command
 from deployments.cli.options import Json
+
+if TYPE_CHECKING:
+    from deployments.dashboards.push import Pushed
 
 CREDENTIAL_VARIABLE = "GRAFANA_TOKEN"
 """Where the token is taken from: arguments can be read by everybody on the machine."""
@@ -91,18 +94,24 @@ def push(
         output.warn("the token goes to Grafana unencrypted; use https://")
     done = []
     try:
-        for pushed in grafana.push(DASHBOARDS, dry_run=dry_run):
-            done.append(pushed)
-            if json:
-                continue
-            if dry_run:
-                for line in pushed.difference:
-                    output.print_line(line)
-            words = f"would be {pushed.outcome}" if dry_run and pushed.difference else pushed.outcome.value
-            (output.remark if dry_run else output.print_line)(f"{pushed.title}: {words}")
+        with grafana:
+            for pushed in grafana.push(DASHBOARDS, dry_run=dry_run):
+                done.append(pushed)
+                if not json:
+                    _tell(pushed, dry_run=dry_run)
     except GrafanaRefusedError as error:
         raise CliError(str(error), error.remedy) from None
     if json:
         output.print_json(
             [{"uid": one.uid, "outcome": one.outcome.value, "difference": list(one.difference)} for one in done]
         )
+
+
+def _tell(pushed: Pushed, *, dry_run: bool) -> None:
+    """One line for a dashboard; in a dry run the difference on stdout, and the line beside it."""
+    if not dry_run:
+        output.print_line(f"{pushed.title}: {pushed.outcome}")
+        return
+    for line in pushed.difference:
+        output.print_line(line)
+    output.remark(f"{pushed.title}: {'would be ' if pushed.difference else ''}{pushed.outcome}")
