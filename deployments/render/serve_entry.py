@@ -53,12 +53,16 @@ class ModelArguments(Section):
 
 def ingress(arguments: dict[str, Any]) -> Application:
     """The application of the ingress. Raises pydantic's `ValidationError`."""
-    told = IngressArguments.model_validate(arguments)
+    config = whole(IngressArguments.model_validate(arguments))
+    return ingress_application(config, _state(config.ray))
+
+
+def whole(told: IngressArguments) -> ClusterConfig:
+    """The config of a cluster, its nulls and the order of its models restored."""
     config = ClusterConfig.model_validate(with_nulls(told.config, told.nulls))
     models = config.models
     names = sorted(models, key=lambda name: told.order.index(name) if name in told.order else len(told.order))
-    config = config.model_copy(update={"models": {name: models[name] for name in names}})
-    return ingress_application(config, _state(config.ray))
+    return config.model_copy(update={"models": {name: models[name] for name in names}})
 
 
 def model(arguments: dict[str, Any]) -> Application:
