@@ -17,6 +17,8 @@ SCHEMA_VERSION: Final = 39
 TAG: Final = "pointsman"
 TRACE_ID: Final = "trace_id"
 """The label of an exemplar that names its trace."""
+BUCKETS: Final = "{{le}}"
+"""The legend of a query for the buckets of a histogram."""
 WIDTH: Final = 24
 """Columns of Grafana's grid."""
 PROMETHEUS: Final = {"type": "prometheus", "uid": "${datasource}"}
@@ -129,7 +131,10 @@ def _panel(panel: Panel) -> Json:
 
 def _target(panel: Panel, query: Query, reference: str) -> Json:
     instant = panel.kind in {Kind.NUMBER, Kind.TABLE}
-    shape = {Kind.HEAT_MAP: "heatmap", Kind.TABLE: "table"}.get(panel.kind, "time_series")
+    shape = "table" if panel.kind is Kind.TABLE else "time_series"
+    if query.legend == BUCKETS:
+        # Takes each bucket from the next: right for the buckets of a histogram, wrong for rows of any other kind.
+        shape = "heatmap"
     return {
         "refId": reference,
         "datasource": PROMETHEUS,

@@ -120,8 +120,9 @@ def test_a_latency_links_to_the_trace_of_a_request() -> None:
 
 def test_experts_are_drawn_as_heat_maps() -> None:
     (experts,) = (to_json(one) for one in DASHBOARDS if one.uid == "pointsman-experts")
-    kinds = [panel["type"] for panel in experts["panels"]]
-    assert "heatmap" in kinds and "table" in kinds
+    (heat,) = (panel for panel in experts["panels"] if panel["type"] == "heatmap")
+    # Grafana's format `heatmap` would take each expert from the next, as if they were buckets.
+    assert [target["format"] for target in heat["targets"]] == ["time_series"]
     (matrix,) = (panel for panel in experts["panels"] if panel["type"] == "table")
     (step,) = matrix["transformations"]
     assert (step["id"], step["options"]["rowField"], step["options"]["columnField"]) == (
