@@ -163,3 +163,29 @@ async def test_requests_outlive_pools_that_are_killed(checkpoints: tuple[Path, P
             uses = [use for use in await used(engine, names) if use is not None]
             assert all(use.degraded_rows for use in uses), "nobody else held these experts, and each request is told so"
             assert await used(engine, names) == [None] * 8
+
+
+async def test_a_parked_pool_is_woken_and_a_bad_map_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    right, _ = checkpoints
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(pool_process(right, HALVES[0], tmp_path, "a"))
+        async with running(right, map_of((HALVES[0], [first.address]), (HALVES[1], [])), tmp_path) as engine:
+            wanted = (tmp_path / "map.wanted" / "pool1").exists
+            assert not wanted(), "starting wakes nothing"
+            asked = asyncio.create_task(generate(engine, PROMPTS[0], "waits", max_tokens=16))
+            while not wanted():
+                await asyncio.sleep(0.02)
+            second = await asyncio.to_thread(stack.enter_context, pool_process(right, HALVES[1], tmp_path, "b"))
+            both = map_of((HALVES[0], [first.address]), (HALVES[1], [second.address]), version=2)
+            trunk_files(tmp_path, both)
+            waited = list((await asyncio.wait_for(asked, 60)).outputs[0].token_ids)
+            (use,) = await used(engine, ["waits"])
+            assert use is not None and use.degraded_rows == 0 and use.wait_s > 0.5
+            nobody = map_of((HALVES[0], [first.address]), (HALVES[1], [f"unix:{tmp_path}/nobody"]), version=3)
+            trunk_files(tmp_path, nobody)
+            report = await told(engine, map_version=2)
+            while not report["refused"]:
+                report = await told(engine, map_version=2)
+            assert "cannot be reached" in report["refused"]
+            again = list((await generate(engine, PROMPTS[0], max_tokens=16)).outputs[0].token_ids)
+            assert again == waited
