@@ -20,7 +20,7 @@ from cluster.config.model import ModelConfig
 from deployments.head.environment import ray_environment
 from deployments.processes import CLUSTER_VARIABLE
 
-HOME: Final = "/home/pointsman"
+HOME: Final = "/var/lib/pointsman-home"
 STATE: Final = "/var/lib/pointsman"
 CACHE: Final = "/var/cache/pointsman"
 CONFIG: Final = "/etc/pointsman/config"

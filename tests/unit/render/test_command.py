@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,17 @@ def test_the_check_for_kubernetes() -> None:
     assert "no mistakes" in invoke("config", "check", "--kubernetes", FIT).stdout
     refused = invoke("config", "check", "--kubernetes", LOCAL)
     assert "ray.num_cpus" in refused.stdout and "leave it out" in refused.stdout
+
+
+def test_the_commands_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        program, *arguments = shlex.split(line.replace(" out/", f" {tmp_path}/"))
+        done = invoke(*arguments)
+        assert program == "pointsman" and done.exit_code == 0, done.output
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")}
+    assert {"local/serve.yaml", "kubernetes/kuberay.yaml", "chart/Chart.yaml", "chart/values.yaml"} <= made

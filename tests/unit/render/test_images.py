@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.render.layout import CACHE, STATE, USER
+from deployments.render.layout import CACHE, HOME, STATE, USER
 
 ROOT = Path(__file__).resolve().parents[3]
 KINDS = ("cpu", "gpu")
@@ -48,6 +48,7 @@ def test_it_starts_what_make_up_starts_and_not_as_root(kind: str) -> None:
     assert re.search(r"^up: env.*\n\t@\.venv/bin/pointsman up$", makefile, re.MULTILINE)
     assert found["CMD"] == '["pointsman", "up", "--foreground"]'
     assert found["USER"] == f"{USER}:{USER}"
+    assert instructions(kind)[-5] == ("WORKDIR", HOME)
     assert f"POINTSMAN_CACHE={CACHE}" in found["ENV"] and f"POINTSMAN_STATE_DIR={STATE}" in found["ENV"]
 
 
