@@ -111,7 +111,7 @@ def autoscaler(config: ClusterConfig) -> Object:
         "securityContext": _restricted(),
         "volumeMounts": [
             {"mountPath": TOKEN_FOLDER, "name": "autoscaler-token", "readOnly": True},
-            {"mountPath": "/tmp/ray", "name": "tmp", "subPath": "ray"},  # noqa: S108 - a volume of the pod alone
+            {"mountPath": "/tmp", "name": "tmp"},  # noqa: S108 - a volume of the pod alone
         ],
     }
 

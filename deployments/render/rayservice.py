@@ -64,17 +64,16 @@ def ray_service(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _worker_group(config: ClusterConfig, group: Group) -> dict[str, Any]:
-    start = {
-        "num-cpus": str(max(1, math.ceil(group.millicpus / 1000))),
-        "num-gpus": str(group.gpus),
-        "object-store-memory": str(config.ray.object_store_bytes),
-    }
+    # All of it here: KubeRay refuses a group that names some among the parameters of `ray start`.
+    resources = {"CPU": str(max(1, math.ceil(group.millicpus / 1000))), group.resource: "1"}
+    if group.gpus:
+        resources["GPU"] = str(group.gpus)
     return {
         "groupName": group.name,
         "maxReplicas": group.max + SURGE,
         "minReplicas": group.min,
-        "rayStartParams": start,
+        "rayStartParams": {"object-store-memory": str(config.ray.object_store_bytes)},
         "replicas": group.min,
-        "resources": {group.resource: "1"},
+        "resources": resources,
         "template": worker_template(config, group),
     }

@@ -266,13 +266,16 @@ def test_a_replica_that_is_split_over_gpus_has_all_of_them_in_its_pod() -> None:
 
 def test_groups_have_room_for_a_replica_that_is_replaced(rendered: list[Object], config: ClusterConfig) -> None:
     groups_of = {one["groupName"]: one for one in service_of(rendered)["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    named = {"num-cpus", "num-gpus", "memory", "resources", "labels"}
+    # KubeRay refuses a group that has these in both places.
+    assert not any(one["rayStartParams"].keys() & named for one in groups_of.values())
     for name, model in config.models.items():
         group = groups_of[f"model-{name.replace('.', '-')}"]
         assert (group["minReplicas"], group["maxReplicas"]) == (model.replicas.min, model.replicas.max + SURGE)
         if model.pools is not None:
             pools = groups_of[f"pools-{name}"]
             assert pools["minReplicas"] == model.pools.count * model.pools.min
-            assert int(pools["rayStartParams"]["num-cpus"]) == math.ceil(model.pools.cpus)
+            assert int(pools["resources"]["CPU"]) == math.ceil(model.pools.cpus)
 
 
 def test_the_ingress_is_asked_whether_it_can_answer(rendered: list[Object], config: ClusterConfig) -> None:
