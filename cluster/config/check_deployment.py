@@ -19,6 +19,7 @@ MAX_GROUP: Final = 50
 """Characters of the name of a worker group."""
 
 FIRST_UNPRIVILEGED_PORT: Final = 1024
+_NAME: Final = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?$")
 _ENCRYPTED: Final = re.compile(r"[?&]sslmode=(require|verify-ca|verify-full)(&|$)")
 _COMMIT: Final = re.compile(r"@[0-9a-f]{40}$")
 
@@ -48,6 +49,8 @@ def _check_section(config: ClusterConfig) -> Iterator[Mistake]:
     deployment = config.deployment
     if len(config.name) > MAX_NAME:
         yield Mistake("name", f"this is longer than {MAX_NAME} characters", "shorten it")
+    if not _NAME.match(config.name):
+        yield Mistake("name", "Kubernetes takes no such name", "have it start with a letter, and not end with `-`")
     if deployment is None:
         yield Mistake(
             "deployment", "the config does not say what runs where", "add deployment.image and deployment.redis_address"

@@ -82,6 +82,12 @@ def test_keys_cannot_be_switched_off(document: dict[str, Any]) -> None:
         parse(document)
 
 
+@pytest.mark.parametrize("name", ["7b", "cluster-"])
+def test_a_name_is_one_for_kubernetes(name: str, document: dict[str, Any]) -> None:
+    document["name"] = name
+    assert mistakes(parse(document)).keys() == {"name"}
+
+
 def test_a_commit_is_no_branch(document: dict[str, Any]) -> None:
     dense(document)["source"] = f"hf:org/name@{COMMIT}"
     assert mistakes(parse(document)) == {}
