@@ -5,7 +5,6 @@ Its library of operators is loaded by its path: importing vLLM itself takes six 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import platform
@@ -52,37 +51,7 @@ class VllmCpuKernel:
     ) -> None:
         import torch
 
-        if x.dtype == torch.float32:
-            self._call(out, x, packed, weights, slots)
-            return
-        # The kernel sums in float32 and rounds to 16 bits at the end; the trunk rounds the sum over pools once more. So each row
-        # is computed twice, with halves of the weights that differ by a part of the last bit: the sum of the two has half the
-        # error. What takes the time is reading the experts' weights, which is done once.
-        rows, half = len(x), _halves(x.dtype)
-        done = torch.empty(2 * rows, x.shape[1], dtype=x.dtype)
-        self._call(done, x.repeat(2, 1), packed, (half * weights).view(2 * rows, -1), slots.repeat(2, 1))
-        torch.add(done[:rows], done[rows:].float(), out=out)
-
-    def _call(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        packed: tuple[torch.Tensor, torch.Tensor],
-        weights: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> None:
-        import torch
-
         torch.ops._C.cpu_fused_moe(out, x, *packed, None, None, weights, slots, False, "silu", self._isa)
-
-
-@functools.cache
-def _halves(dtype: torch.dtype) -> torch.Tensor:
-    """Factors (2, 1, 1) of the weights that add up to 1: for a sum in the middle of its binade half a last bit apart."""
-    import torch
-
-    shift = torch.finfo(dtype).eps / 4 / 2**0.5
-    return torch.tensor([(1 - shift) / 2, (1 + shift) / 2]).view(2, 1, 1)
 
 
 def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
@@ -104,7 +73,7 @@ def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
             torch.zeros(1, 2 * ALIGNMENT, hidden, dtype=dtype), torch.zeros(1, hidden, ALIGNMENT, dtype=dtype)
         )
         x = torch.zeros(1, hidden, dtype=dtype)
-        kernel.compute(torch.empty(1, hidden), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
+        kernel.compute(torch.empty_like(x), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
     except (RuntimeError, AttributeError) as error:
         _log.warning("experts are computed in plain torch: vLLM's kernel refuses %s (%s)", dtype, error)
         return TorchKernel()

@@ -29,9 +29,9 @@ class Sent:
     pairs: Numbers
     """Places in the flat list of rows and experts."""
     rows: Numbers
-    """Of the layer, in the order in which they were sent."""
+    """Of the layer, in the order in which they were sent, copies after each other."""
     different: bool
-    """No row was sent twice."""
+    """No row is in a copy twice."""
 
 
 @dataclass(slots=True)

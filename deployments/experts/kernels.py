@@ -26,7 +26,7 @@ class ExpertKernel(Protocol):
         weights: torch.Tensor,
         slots: torch.Tensor,
     ) -> None:
-        """Write to `out` (rows, hidden) float32 for each row of `x` the sum of its experts.
+        """Write to `out` (rows, hidden) for each row of `x` the sum of its experts.
 
         `weights` (rows, k) float32 and `slots` (rows, k) int32 name the experts by their place in `packed`.
         """
@@ -49,12 +49,14 @@ class TorchKernel:
         weights: torch.Tensor,
         slots: torch.Tensor,
     ) -> None:
+        import torch
         from torch.nn.functional import linear, silu
 
         w13, w2 = packed
-        out.zero_()
+        total = torch.zeros(out.shape, dtype=torch.float32)
         for slot in slots.unique().tolist():
             rows, places = (slots == slot).nonzero(as_tuple=True)
             gate, up = linear(x[rows], w13[slot]).chunk(2, dim=-1)
             done = linear(silu(gate) * up, w2[slot]).float()
-            out.index_add_(0, rows, done * weights[rows, places, None])
+            total.index_add_(0, rows, done * weights[rows, places, None])
+        out.copy_(total)

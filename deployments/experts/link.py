@@ -21,6 +21,7 @@ from deployments.experts.wire import (
     MAX_GREETING_BYTES,
     MAX_JSON_BYTES,
     NONCE_BYTES,
+    PAIR_BYTES,
     FrameKind,
     Header,
     ProtocolError,
@@ -37,6 +38,8 @@ from deployments.experts.wire import (
 FIRST_BUFFER_BYTES: Final = 1024 * 1024
 WIDTHS: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number in the formats that an engine may compute in."""
+TOLD: Final = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}
+"""What NumPy takes such numbers for."""
 
 
 class LinkError(Exception):
@@ -65,6 +68,9 @@ class Link:
         self._grow(FIRST_BUFFER_BYTES)
         self._answer = bytearray(FIRST_BUFFER_BYTES)
         self._hidden = model.hidden
+        self._row_bytes = model.hidden * WIDTHS[model.dtype]
+        self._told = np.dtype(TOLD[model.dtype])
+        self._copies = 1
         self._sequence = 0
         self._sent = 0.0
         self._timeout_s = 0.0
@@ -96,33 +102,37 @@ class Link:
         return Candidate(self.in_flight_rows + self.waiting_rows, self.cost.fixed_s, self.cost.row_s)
 
     def room(self, size: int) -> None:
-        """Make `words`, `floats` and `units`, views of the body of the next request, long enough for `size` bytes."""
+        """Make `body`, three views of the body of the next request (see `packing`), long enough for `size` bytes."""
         if len(self._out) < HEADER.size + size:
             self._grow(2 * (HEADER.size + size))
 
     def _grow(self, size: int) -> None:
         self._out = bytearray(size)
-        self.words = np.frombuffer(self._out, dtype="<i4", offset=HEADER.size)
-        self.floats = np.frombuffer(self._out, dtype="<f4", offset=HEADER.size)
-        self.units = np.frombuffer(self._out, dtype=self._unit, offset=HEADER.size)
-
-    def request(self, layer: int, rows: int, pairs: int, size: int) -> None:
-        """Send what was written for `rows` rows with so many pairs: a body of `size` bytes."""
-        self._sequence = (self._sequence + 1) % 2**32
-        Header(FrameKind.REQUEST, self._sequence, layer, rows, pairs, size, int(self._timeout_s * 1e6)).pack_into(
-            self._out
+        words, floats, units = (
+            np.frombuffer(self._out, kind, offset=HEADER.size) for kind in ("<i4", "<f4", self._unit)
         )
+        self.body = words, floats, units
+
+    def request(self, layer: int, rows: int, places: int, copies: int) -> None:
+        """Send what was written for `rows` rows, copies included, with so many places for experts each."""
+        self._sequence = (self._sequence + 1) % 2**32
+        size = rows * (places * PAIR_BYTES + self._row_bytes)
+        limit = int(self._timeout_s * 1e6)
+        Header(FrameKind.REQUEST, self._sequence, layer, rows, rows * places, size, limit, copies).pack_into(self._out)
+        self._copies = copies
         self._sent = time.perf_counter()
         try:
             self._socket.sendall(memoryview(self._out)[: HEADER.size + size])
         except OSError as error:
             raise self._failed(error) from None
-        self.in_flight_rows += rows
+        self.in_flight_rows += rows // copies
 
-    def reply(self, rows: int) -> npt.NDArray[np.float32]:
-        """Wait for the answer to the last request: its `rows` rows (rows, hidden), good until the next call."""
-        count = rows * self._hidden
-        total = HEADER.size + 4 * count
+    def reply(self, rows: int) -> npt.NDArray[Any]:
+        """Wait for the answer to the last request: its `rows` rows (rows, hidden), good until the next call.
+
+        bfloat16, which NumPy does not know, comes as numbers of 16 bits without sign; all else as float32.
+        """
+        total = HEADER.size + rows * self._row_bytes
         if len(self._answer) < total:
             self._answer = bytearray(2 * total)
         view = memoryview(self._answer)[:total]
@@ -132,10 +142,11 @@ class Link:
             raise self._failed(error) from None
         if header.kind != FrameKind.REPLY or header.sequence != self._sequence or header.rows != rows:
             raise LinkError(f"replica {self.replica.name!r} answered something else than it was asked")
-        self.in_flight_rows -= rows
+        self.in_flight_rows -= rows // self._copies
         self.waiting_rows = header.pairs
-        self.cost.add(rows, time.perf_counter() - self._sent)
-        return np.frombuffer(self._answer, dtype="<f4", count=count, offset=HEADER.size).reshape(rows, self._hidden)
+        self.cost.add(rows // self._copies, time.perf_counter() - self._sent)
+        part = np.frombuffer(self._answer, self._told, rows * self._hidden, HEADER.size).reshape(rows, self._hidden)
+        return part if self._told != np.float16 else part.astype(np.float32)
 
     def stats(self) -> dict[str, Any]:
         """Ask the replica for its report. Not between a request and its answer."""

@@ -56,7 +56,8 @@ class ExpertPool:
         self._checkpoint = checkpoint
         self._dtype = DTYPES[dtype]
         self._kernel = kernel_for(self._dtype, self.hidden)
-        self._row_in = self.hidden * self._dtype.itemsize
+        self.row_bytes = self.hidden * self._dtype.itemsize
+        """Of a row, as it comes and as it goes."""
         self._padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
         self._tokens: dict[int, npt.NDArray[np.float64]] = {}
         """Rows computed, by layer and expert."""
@@ -101,15 +102,14 @@ class ExpertPool:
 
     def request_bytes(self, header: Header) -> int:
         """How long the body of a REQUEST with this header has to be."""
-        return header.rows * self._row_in + header.pairs * PAIR_BYTES
-
-    def reply_bytes(self, rows: int) -> int:
-        """How long the body of the REPLY is: float32, whatever the engine computes in."""
-        return rows * self.hidden * 4
+        return header.rows * self.row_bytes + header.pairs * PAIR_BYTES
 
     @torch.inference_mode()
     def compute(self, header: Header, body: memoryview, out: memoryview) -> float:
-        """Write the rows of the answer to `out`; returns seconds. Raises `ProtocolError` for what is not held or amiss."""
+        """Write the rows of the answer to `out`; returns seconds. Raises `ProtocolError` for what is not held or amiss.
+
+        Few calls: what they do is less than what it takes to make them, and a trunk waits.
+        """
         begun = time.perf_counter()
         rows, places, layer = header.rows, header.pairs, self._layers.get(header.layer)
         if layer is None:
@@ -122,18 +122,28 @@ class ExpertPool:
         if slots.min() < 0:
             missing = sorted(set(experts[slots < 0].tolist()))
             raise ProtocolError(f"experts {missing} of layer {header.layer} are not held here")
-        weights = np.frombuffer(body, dtype="<f4", count=places, offset=4 * places)
-        shape, each = (rows, self.hidden), (rows, places // rows)
-        x = torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * places).view(shape)
-        y = torch.frombuffer(out, dtype=torch.float32, count=rows * self.hidden).view(shape)
-        chosen = torch.from_numpy(weights).view(each), torch.from_numpy(slots).view(each)
-        self._kernel.compute(y, x, layer.packed, *chosen)
-        # Places without weight are free ones.
-        self._tokens[header.layer] += np.bincount(experts, weights != 0, len(layer.slot_of))
+        count, shape, each = rows * self.hidden, (rows, self.hidden), (rows, places // rows)
+        self._kernel.compute(
+            torch.frombuffer(out, dtype=self._dtype, count=count).view(shape),
+            torch.frombuffer(body, dtype=self._dtype, count=count, offset=PAIR_BYTES * places).view(shape),
+            layer.packed,
+            torch.frombuffer(body, dtype=torch.float32, count=places, offset=4 * places).view(each),
+            torch.from_numpy(slots).view(each),
+        )
         took = time.perf_counter() - begun
         self.busy_s += took
         self.batches += 1
         return took
+
+    def count(self, header: Header, body: memoryview) -> int:
+        """Take a request that was computed into the count; returns its pairs of row and expert."""
+        places = header.pairs // header.copies
+        experts = np.frombuffer(body, dtype="<i4", count=places)
+        weights = np.frombuffer(body, dtype="<f4", count=places, offset=4 * header.pairs)
+        # Places without weight are free ones.
+        counts = np.bincount(experts, weights != 0, self._checkpoint.experts)
+        self._tokens[header.layer] += counts
+        return int(counts.sum())
 
     @property
     def pairs(self) -> int:

@@ -193,7 +193,7 @@ class PoolServer:
             if header.kind == FrameKind.REQUEST:
                 peer.queued = True
                 peer.arrived = time.monotonic()
-                self._waiting_rows += header.rows
+                self._waiting_rows += header.rows // header.copies
                 self._queue.append(peer)
                 return
             body = bytes(memoryview(peer.buffer)[HEADER.size : size])
@@ -211,8 +211,8 @@ class PoolServer:
         elif header.kind == FrameKind.REQUEST:
             if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= MAX_ROWS * 16):
                 raise ProtocolError(f"{header.rows} rows with {header.pairs} pairs are more or fewer than are taken")
-            if header.pairs % header.rows:
-                raise ProtocolError("not all rows have as many places for experts")
+            if header.pairs % header.rows or not 0 < header.copies <= header.rows or header.rows % header.copies:
+                raise ProtocolError("not all rows have as many places for experts, or as many copies")
             if header.body != self._pool.request_bytes(header):
                 raise ProtocolError("the body is not as long as its rows and pairs are")
         elif header.kind != FrameKind.STATS or header.body or header.rows:
@@ -222,7 +222,7 @@ class PoolServer:
         """Compute the request at the beginning of a peer's buffer."""
         header = read_header(peer.buffer)
         size = HEADER.size + header.body
-        self._waiting_rows -= header.rows
+        self._waiting_rows -= header.rows // header.copies
         peer.queued = False
         if peer.socket not in self._peers:
             return
@@ -240,7 +240,7 @@ class PoolServer:
             # The trunk has given it up and asked somebody else.
             self._expired += 1
             return
-        size = HEADER.size + self._pool.reply_bytes(header.rows)
+        size = HEADER.size + header.rows * self._pool.row_bytes
         if len(self._answer) < size:
             # A new one: tensors still look into the old.
             self._answer = bytearray(size)
@@ -255,11 +255,12 @@ class PoolServer:
             size - HEADER.size,
             min(int(took * 1e6), 2**32 - 1),
         ).pack_into(answer)
-        due = self._quota.done_at(header.pairs, peer.arrived)
-        if due > time.monotonic():
-            self._held = _Held(peer, answer, due)
-        else:
-            self._send(peer, answer)
+        if self._quota.pairs_per_s is not None:
+            self._held = _Held(peer, answer, self._quota.done_at(self._pool.count(header, body), peer.arrived))
+            return
+        self._send(peer, answer)
+        # While the trunk goes on.
+        self._pool.count(header, body)
 
     def _release(self, held: _Held) -> None:
         if held.due > time.monotonic():

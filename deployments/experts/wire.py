@@ -7,7 +7,7 @@ Numbers are little-endian. The peers prove to each other that they know a secret
     trunk -> pool    HELLO      JSON: proof, random bytes of its own
     pool  -> trunk   WELCOME    JSON: proof, what it holds, of which model
     trunk -> pool    REQUEST    experts (int32) and weights (float32) of each row, all of which have as many, then the rows
-    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows, float32
+    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows, in the number format of the rows
     trunk -> pool    STATS      answered with STATS: JSON
 """
 
@@ -25,9 +25,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 MAGIC: Final = b"PX"
-HEADER: Final = struct.Struct("<2sBBIIIIII4x")
+HEADER: Final = struct.Struct("<2sBBIIIIIIB3x")
 NONCE_BYTES: Final = 32
 MAX_GREETING_BYTES: Final = 4096
 """Body of a frame from a peer that has not proved itself yet."""
@@ -71,6 +71,8 @@ class Header(NamedTuple):
     """Bytes that follow."""
     microseconds: int = 0
     """In a REQUEST: how long the trunk waits for an answer; in a REPLY: how long the computation took."""
+    copies: int = 1
+    """In a REQUEST: how often its rows are there, one after the other, with other weights; they count once."""
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
         """Write it to the beginning of `buffer`."""

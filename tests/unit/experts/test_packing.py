@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from deployments.experts.packing import add, by_pool, pack
 
 
 def packed(
-    chosen: list[list[int]], k: int, mine: set[int], hidden: int = 4
+    chosen: list[list[int]], k: int, mine: set[int], hidden: int = 4, shares: tuple[float, ...] = (1.0,)
 ) -> tuple[list[list[tuple[int, float]]], list[list[int]], list[int], bool]:
     """Pack the pairs whose experts are `mine`: experts and weights of each row, its numbers, which row it is, all different."""
     experts = np.array(chosen, dtype=np.int32)
@@ -17,9 +18,9 @@ def packed(
     raw = np.arange(len(chosen) * hidden, dtype=np.int16).reshape(len(chosen), hidden)
     pairs = np.array([i for i, expert in enumerate(experts.reshape(-1)) if int(expert) in mine], dtype=np.int64)
     buffer = bytearray(4096)
-    views = (np.frombuffer(buffer, dtype=kind) for kind in ("<i4", "<f4", "<i2"))
-    words, floats, units = views
-    rows, most, different = pack(raw, experts.reshape(-1), weights.reshape(-1), pairs, k, words, floats, units)
+    words, floats, units = body = tuple(np.frombuffer(buffer, dtype=kind) for kind in ("<i4", "<f4", "<i2"))
+    scales = np.array(shares, dtype=np.float32)
+    rows, most, different = pack(raw, experts.reshape(-1), weights.reshape(-1), pairs, k, body, scales)
     places = len(rows) * most
     given = [
         [(int(words[p]), float(floats[places + p])) for p in range(i * most, (i + 1) * most)] for i in range(len(rows))
@@ -42,14 +43,27 @@ def test_pairs_go_one_by_one_where_filling_up_would_be_more_than_twice_as_much()
     assert given == [[(0, 0.5)], [(1, 1.5)], [(2, 2.5)], [(3, 3.5)], *[[(0, 0.5)]] * 20]
 
 
+def test_copies_share_out_the_weights() -> None:
+    given, _, rows, different = packed([[0, 1], [2, 3]], 2, {0, 1, 3}, shares=(0.25, 0.75))
+    assert rows == [0, 1, 0, 1] and different
+    assert given == [
+        [(0, 0.125), (1, 0.375)],
+        [(3, 0.875), (3, 0.0)],
+        [(0, 0.375), (1, 1.125)],
+        [(3, 2.625), (3, 0.0)],
+    ]
+
+
 def test_what_comes_back_is_added_up_and_counted() -> None:
     total = np.zeros((3, 2), dtype=np.float32)
-    counts, pairs = np.zeros(3, dtype=np.int64), np.array([0, 1, 4])
+    counts, pairs, row = np.zeros(3, dtype=np.int64), np.array([0, 1, 4]), np.zeros(2, dtype=np.int32)
+    scratch = row, row.view(np.float32)
     part = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)
-    add(total, part, np.array([0, 0, 2]), False, counts, pairs, 2)
+    add(total, part, np.array([0, 0, 2]), 0, scratch, counts, pairs, 2)
     assert total.tolist() == [[4, 6], [0, 0], [5, 6]] and counts.tolist() == [2, 0, 1]
-    add(total, part, np.array([0, 1, 2]), True, counts, pairs, 2)
-    assert total.tolist() == part.tolist()
+    brain = torch.from_numpy(-part).bfloat16().view(torch.uint16).numpy()
+    add(total, brain, np.array([0, 1, 1]), 2, scratch, counts, pairs, 2)
+    assert total.tolist() == [[-1, -2], [-8, -10], [5, 6]]
 
 
 def test_pairs_are_sorted_by_pool() -> None:
