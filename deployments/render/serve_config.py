@@ -29,6 +29,7 @@ def serve_config(config: ClusterConfig, *, placed: bool = False) -> dict[str, An
 
     Expert pools come before their model, and scale themselves.
     """
+    config = joining(config)
     document = nulls.document(config)
     set_to_null = nulls.nulls(config)
     applications = [
@@ -46,6 +47,14 @@ def serve_config(config: ClusterConfig, *, placed: bool = False) -> dict[str, An
         applications += _of_model(name, model, document, model_nulls(set_to_null, name), placed)
     # No proxies: the ingress listens itself.
     return {"proxy_location": "Disabled", "logging_config": dict(QUIET), "applications": applications}
+
+
+def joining(config: ClusterConfig) -> ClusterConfig:
+    """The config on a Ray cluster that runs already: parts of it on other machines reach each other at their node's address."""
+    if config.ray.address is not None:
+        return config
+    ray = config.ray.model_copy(update={"address": "auto", "num_cpus": None})
+    return config.model_copy(update={"ray": ray})
 
 
 def model_nulls(paths: list[nulls.Path], name: str) -> list[nulls.Path]:
