@@ -104,6 +104,7 @@ class Head:
                 write_config_in_force(self._options.state_dir, self._config)
                 make_pools_folder(self._options.state_dir)
                 self._write(Phase.STARTING, "starting Ray")
+                _log.info("starting", extra={"cluster": self._config.name})
                 self._ray_address = cluster.start()
                 # Ray has put its own handlers in the place of ours; they would end this process without its clean-up.
                 self._take_signals()

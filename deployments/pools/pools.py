@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ray import serve
 
@@ -15,6 +16,8 @@ from deployments.pools.keeper import PoolsKeeper
 from deployments.pools.spec import PoolsSpec
 from deployments.serve_internals import bind_replica_server_to_node, set_replicas
 from deployments.telemetry.logs import setup_logging
+
+_log = logging.getLogger(__name__)
 
 _STOPPING = "STOPPING"
 
@@ -29,6 +32,7 @@ class ExpertPools:
         checkpoint = await asyncio.to_thread(open_checkpoint, spec)
         self._keeper = PoolsKeeper(spec, checkpoint, await asyncio.to_thread(_targets, spec), self._scale)
         self._keeper.start()
+        _log.info("looking after %d pools", len(spec.names), extra={"model": spec.model})
 
     async def _scale(self, pool: str, replicas: int) -> None:
         await set_replicas(self._spec.application, pool_deployment_name(pool), replicas)
@@ -41,9 +45,9 @@ class ExpertPools:
         """For replicas of pools; see `PoolsKeeper.leaving`."""
         return await self._keeper.leaving(replica)
 
-    async def map(self, trunk: str, node: str, known: int) -> str | None:
+    async def map(self, trunk: str, node: str, known: int, works_by: int) -> str | None:
         """For trunks; see `PoolsKeeper.map`."""
-        return await self._keeper.map(trunk, node, known)
+        return await self._keeper.map(trunk, node, known, works_by)
 
     async def invoked(self, pool: str) -> None:
         """For trunks; see `PoolsKeeper.invoked`."""

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +25,7 @@ from deployments.pools.checkpoint import expert_dtype, expert_kernel_of, open_ch
 from deployments.pools.counts import counts_of
 from deployments.pools.spec import PoolsSpec, pools_folder, secret_path
 from deployments.serve_internals import bind_replica_server_to_node
+from deployments.telemetry.log_safety import Safe
 from deployments.telemetry.logs import setup_logging
 
 if TYPE_CHECKING:
@@ -54,18 +56,20 @@ class PoolReplica:
         )
         # Before torch is imported: it reads it once.
         os.environ["OMP_NUM_THREADS"] = str(spec.pools.threads)
-        self._pool, self._server, self._listening = await asyncio.to_thread(self._load)
+        self._pool, self._server, self._addresses = await asyncio.to_thread(self._load)
         self._holds: Holding = self._pool.holds
         self._thread = threading.Thread(target=self._serve, name=f"pool-{pool}", daemon=True)
         self._thread.start()
         self._pools: DeploymentHandle[object] | None = None
         self._telling = asyncio.get_running_loop().create_task(self._tell())
+        _log.info("serving", extra={"model": spec.model, "replica": self._name})
 
-    def _load(self) -> tuple[ExpertPool, PoolServer, list[socket.socket]]:
+    def _load(self) -> tuple[ExpertPool, PoolServer, list[str]]:
         import torch
 
         from deployments.experts.pool import ExpertPool
         from deployments.experts.pool_server import PoolServer
+        from deployments.experts.wire import address_of
 
         spec = self._spec
         self._checkpoint = open_checkpoint(spec)
@@ -83,7 +87,7 @@ class PoolReplica:
             secret_path(spec.state_dir).read_bytes().strip(),
             pairs_per_s=spec.pools.quota_pairs_per_s,
         )
-        return pool, server, listening
+        return pool, server, [address_of(one) for one in listening]
 
     def _listen(self) -> list[socket.socket]:
         """For trunks on this node a Unix socket, for those on others a port at the node's own address."""
@@ -114,7 +118,7 @@ class PoolReplica:
                 if wanted is not None and wanted != self._holds:
                     await asyncio.to_thread(self._hold, wanted)
             except Exception as error:  # noqa: BLE001 - the one that is told may be starting anew
-                _log.warning("a pool could not report: %s", type(error).__name__)
+                _log.warning("pool %s could not report: %s", Safe(self._pool_name), type(error).__name__)
             await asyncio.sleep(TELL_S)
 
     async def _report(self) -> Holding | None:
@@ -124,15 +128,12 @@ class PoolReplica:
         return await self._pools.told.remote(self._of(told))  # type: ignore[no-any-return]
 
     def _of(self, told: dict[str, Any]) -> Report:
-        from deployments.experts.wire import address_of
-
-        addresses = [address_of(one) for one in self._listening]
         return Report(
             pool=self._pool_name,
             replica=self._name,
             node=ray.get_runtime_context().get_node_id(),
-            unix=next((one for one in addresses if one.startswith("unix:")), ""),
-            tcp=next(one for one in addresses if one.startswith("tcp:")),
+            unix=next((one for one in self._addresses if one.startswith("unix:")), ""),
+            tcp=next(one for one in self._addresses if one.startswith("tcp:")),
             holds=self._holds,
             tokens=counts_of(told["tokens"], self._checkpoint.layers, self._checkpoint.experts),
             busy_s=float(told["busy_s"]),
@@ -155,7 +156,6 @@ class PoolReplica:
         """Serve awaits this when it stops a replica gracefully: trunks let go first, so no batch has to be sent twice."""
         if getattr(self, "_telling", None) is None:
             return
-        self._telling.cancel()
         goes = False
         with suppress(Exception):
             # It may have ended before us: then all of the pools end, and trunks with them.
@@ -165,6 +165,10 @@ class PoolReplica:
             async with asyncio.timeout(LEAVE_S if goes else self._spec.config.replicas.drain_timeout_s + LEAVE_S):
                 while (await asyncio.to_thread(self._server.report))["trunks"]:
                     await asyncio.sleep(0.1)
+        self._telling.cancel()
         self._server.stop()
         await asyncio.to_thread(self._thread.join, LEAVE_S)
+        for address in self._addresses:
+            if address.startswith("unix:"):
+                Path(address.removeprefix("unix:")).unlink(missing_ok=True)
         self._logs.close()

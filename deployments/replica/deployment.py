@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 
 from ray import serve
@@ -22,6 +23,8 @@ from deployments.replica.watcher import WatchLimits
 from deployments.serve_internals import bind_replica_server_to_node
 from deployments.telemetry.logs import setup_logging
 from deployments.telemetry.setup import setup_telemetry
+
+_log = logging.getLogger(__name__)
 
 SAVE_S = 0.5
 """Seconds that a replica which gives itself up may take to save its spans."""
@@ -54,6 +57,7 @@ class ModelReplica:
         with self._logs.library_text():
             await self._replica.start(spec.model.replicas.start_timeout_s)
         self._logs.adopt_libraries()
+        _log.info("serving", extra={"model": spec.name, "engine": engine.kind, "replica": name})
 
     def _save(self) -> None:
         """Write what is left of spans and logs, in a bounded time: the process is about to end."""
@@ -76,6 +80,8 @@ class ModelReplica:
     def check_health(self) -> None:
         """Serve's health check."""
         self._replica.check()
+        if self._follower is not None:
+            self._follower.check()
 
     async def __del__(self) -> None:
         """Serve awaits this when it stops a replica gracefully."""
