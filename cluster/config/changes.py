@@ -90,7 +90,11 @@ def _step(change: Change, old: ClusterConfig, new: ClusterConfig) -> Step:
         return Step(change, Way.ADD, model)
     if model not in new.models:
         return Step(change, Way.REMOVE, model)
-    return Step(change, way_of_model_field(".".join(field)), model)
+    way = way_of_model_field(".".join(field))
+    if field == ["replicas", "drain_timeout_s"] and new.models[model].pools is not None:
+        # Pools outlast the engines that use them, and are not handed to Serve anew.
+        way = Way.REPLACE
+    return Step(change, way, model)
 
 
 def way_of_model_field(field: str) -> Way:

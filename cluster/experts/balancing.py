@@ -238,6 +238,37 @@ def holding_of(placement: Placement, pool: int, layers: Sequence[int]) -> dict[i
     return held
 
 
+def one_home(held: Placement) -> Placement:
+    """A placement in which each pair has one home, out of what pools hold; as even as that allows. A pair without one goes in turn.
+
+    (pools, layers, experts), both.
+    """
+    home = np.zeros_like(held)
+    fallback = round_robin(held.shape[1], held.shape[2], held.shape[0])
+    for layer in range(held.shape[1]):
+        # Those with the least choice first.
+        for expert in np.argsort(held[:, layer].sum(axis=0), kind="stable").tolist():
+            able = np.flatnonzero(held[:, layer, expert])
+            pool = min(able.tolist(), key=lambda one: (int(home[one, layer].sum()), one), default=None)
+            home[int(np.argmax(fallback[:, layer, expert])) if pool is None else pool, layer, expert] = True
+    return home
+
+
+def placement_of(holdings: Sequence[Holding | None], layers: Sequence[int], experts: int) -> Placement:
+    """What pools hold as a placement; None: a pool that nothing is known of, so it has what the others lack."""
+    held = np.zeros((len(holdings), len(layers), experts), np.bool_)
+    for pool, holding in enumerate(holdings):
+        for number, layer in enumerate(layers):
+            if holding is not None:
+                held[pool, number, sorted(holding.get(layer, ()))] = True
+    lacking = ~held.any(axis=0)
+    unknown = [pool for pool, holding in enumerate(holdings) if holding is None]
+    for turn, pool in enumerate(unknown):
+        for number, expert in np.argwhere(lacking)[turn :: len(unknown)]:
+            held[pool, number, expert] = True
+    return held
+
+
 def includes(holding: Holding, other: Holding) -> bool:
     """Whether a holding has all of another one."""
     return all(experts <= holding.get(layer, frozenset()) for layer, experts in other.items())

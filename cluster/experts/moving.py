@@ -13,12 +13,8 @@ from cluster.experts.placement import Placement
 
 LOAD_LIMIT_S: Final = 60.0
 """Seconds that loading may take before a move is given up."""
-TELL_LIMIT_S: Final = 10.0
-"""Seconds that a trunk may take to follow; one that does not loses the old homes and finds the new ones by itself."""
-
-
-SETTLE_S: Final = 2.0
-"""Seconds that the old homes stay after every trunk was told: its engine takes the map on between two steps."""
+TELL_LIMIT_S: Final = 15.0
+"""Seconds that an engine may take to work by the new placement. One that has nothing to do takes it on before its next step."""
 
 
 class Stage(StrEnum):
@@ -44,6 +40,12 @@ class Mover:
         """Go to another placement. Only at rest."""
         self._next, self.stage, self._since_s = target, Stage.LOADS, now_s
 
+    def resume(self, placement: Placement, held: Placement, now_s: float) -> None:
+        """Go on from what pools hold, which may be more than their experts' one home: in the middle of a move, or at rest."""
+        self.placement = placement
+        if bool((held & ~placement).any()):
+            self._next, self.stage, self._since_s = held, Stage.TELLS, now_s
+
     @property
     def held(self) -> Placement:
         """What pools have to hold now: more than trunks know of, while a move is under way."""
@@ -52,7 +54,7 @@ class Mover:
     def advance(self, now_s: float, *, loaded: bool, told: bool) -> bool:
         """Go on if the stage is done; returns whether trunks have to be told of another placement.
 
-        `loaded`: every replica holds what `held` says. `told`: every trunk works by `placement`.
+        `loaded`: every replica holds what `held` says. `told`: every engine works by `placement`.
         """
         if self._next is None:
             return False
@@ -65,6 +67,6 @@ class Mover:
                 return True
             if late_s > LOAD_LIMIT_S:
                 self._next, self.stage = None, Stage.RESTS
-        elif (told and late_s > SETTLE_S) or late_s > TELL_LIMIT_S:
+        elif told or late_s > TELL_LIMIT_S:
             self._next, self.stage = None, Stage.RESTS
         return False

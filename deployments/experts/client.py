@@ -72,6 +72,7 @@ class PoolClient:
         self._loops.warm(np.zeros(shape, dtype=f"i{WIDTHS[dtype]}"), part)
         first = self._links.prepare(self._file.first, frozenset(), ())
         self._links.change(first)
+        self._file.taken(first.pool_map.version)
         self._file.watch(self._consider)
         until = time.monotonic() + self._files.outage_s
         while self._current().out_of_reach():
@@ -198,6 +199,7 @@ class PoolClient:
                 if following is not None:
                     self._links.change(following)
                     self._parked.look(following.pool_map)
+                    self._file.taken(following.pool_map.version)
 
     def _current(self) -> Routes:
         if self._routes is None or self._routes_of != self._links.version:

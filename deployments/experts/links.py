@@ -13,6 +13,7 @@ from typing import Any, Final
 from cluster.experts.pools import Pool, PoolMap, Replica
 from deployments.experts.link import Link, LinkError
 from deployments.experts.routes import PoolState
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Links:
                 links.remove(link)
                 self.version += 1
                 self.losses += 1
-                _log.warning("pool %r: %s", pool.name, error)
+                _log.warning("pool %s: %s", Safe(pool.name), Safe(str(error)))
                 with self._changed:
                     self._lost.append(_Lost(pool, link.replica))
                 self._wake()
@@ -154,7 +155,7 @@ class Links:
                 if pool.name == place[0]:
                     links.append(link)
                     self.version += 1
-                    _log.info("pool %r: replica %r is back", pool.name, link.replica.name)
+                    _log.info("pool %s: replica %s is back", Safe(pool.name), Safe(link.replica.name))
 
     def states(self) -> list[PoolState]:
         """How each pool of the map stands."""

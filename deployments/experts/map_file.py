@@ -6,10 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from cluster.experts.pools import PoolMap, PoolMapError, parse_pool_map
+from deployments.experts.trunk_files import TAKEN
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,11 @@ class MapFile:
         self._thread = threading.Thread(target=self._watch, args=(take,), name="pool-map", daemon=True)
         self._thread.start()
 
+    def taken(self, version: int) -> None:
+        """Leave word beside the map that the engine works by a version of it."""
+        with suppress(OSError):
+            self._path.with_suffix(TAKEN).write_text(str(version), encoding="ascii")
+
     def close(self) -> None:
         """Look no more; returns when the thread has ended, which may have to finish a connection first."""
         self._closed.set()
@@ -59,7 +67,7 @@ class MapFile:
                 refused = str(error)
                 again = time.monotonic() + AGAIN_S
             if refused and refused != self.refused:
-                _log.warning("a pool map was not taken on: %s", refused)
+                _log.warning("a pool map was not taken on: %s", Safe(refused))
             self.refused = refused
 
     def _signature(self) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.experts.pools import PoolMap
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Parked:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / pool).touch()
         except OSError as error:
-            _log.warning("pool %r is parked and cannot be asked for: %s", pool, error)
+            _log.warning("pool %s is parked and cannot be asked for: %s", Safe(pool), type(error).__name__)
 
     def waits_for(self, pools: Collection[str], since: float) -> bool:
         """Whether tokens that came at `since` are to wait on for any of these pools; it counts as given up otherwise.
@@ -46,7 +47,7 @@ class Parked:
         if waiting and time.monotonic() - since < self._wake_s:
             return True
         for pool in waiting:
-            _log.warning("pool %r is parked and got no replica within %g s", pool, self._wake_s)
+            _log.warning("pool %s is parked and got no replica within %g s", Safe(pool), self._wake_s)
         self._given_up |= waiting
         return False
 

@@ -35,6 +35,7 @@ from deployments.experts.wire import (
     read_header,
     tune,
 )
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class PoolServer:
             listening.setblocking(False)
             self._selector.register(listening, selectors.EVENT_READ)
         self._selector.register(self._calls.descriptor, selectors.EVENT_READ)
-        idle_since = time.monotonic()
+        idle_since = looked_at = time.monotonic()
         try:
             while not self._stopped:
                 spinning = self._spin_s > 0 and time.monotonic() - idle_since < self._spin_s
@@ -122,7 +123,8 @@ class PoolServer:
                 elif self._queue:
                     self._work(self._queue.popleft())
                     idle_since = time.monotonic()
-                elif not spinning:
+                if time.monotonic() - looked_at >= IDLE_S:
+                    looked_at = time.monotonic()
                     self._cut_silent()
         finally:
             self._close_all()
@@ -141,17 +143,21 @@ class PoolServer:
             self._close(peer)
 
     def _accept(self, listening: socket.socket) -> None:
-        with suppress(BlockingIOError, ConnectionAbortedError):
+        # Whoever connects and goes at once must not end what others use.
+        with suppress(OSError):
             connected, _ = listening.accept()
             if len(self._peers) >= MAX_CONNECTIONS:
                 connected.close()
                 return
-            connected.setblocking(False)
-            tune(connected)
             peer = Peer(connected, os.urandom(NONCE_BYTES), time.monotonic())
             self._peers[connected] = peer
             self._selector.register(connected, selectors.EVENT_READ)
-            self._send(peer, frame(FrameKind.CHALLENGE, 0, peer.nonce))
+            try:
+                connected.setblocking(False)
+                tune(connected)
+                self._send(peer, frame(FrameKind.CHALLENGE, 0, peer.nonce))
+            except OSError:
+                self._close(peer)
 
     def _cut_silent(self) -> None:
         oldest = time.monotonic() - HELLO_S
@@ -310,7 +316,7 @@ class PoolServer:
 
     def _cut(self, peer: Peer, error: ProtocolError) -> None:
         self._refused += 1
-        _log.warning("a connection was cut: %s", error)
+        _log.warning("a connection was cut: %s", Safe(str(error)))
         with suppress(OSError):
             peer.socket.send(frame(FrameKind.ERROR, 0, str(error).encode()[:1024]))
         self._close(peer)

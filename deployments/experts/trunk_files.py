@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+TAKEN: Final = ".taken"
+"""Suffix of the file beside the map that has the version which the trunk works by."""
 SPINS: Final = 5000
 """How often an idle thread of a trunk looks for work before it sleeps, in about a tenth of a millisecond. By default they look for
 milliseconds, on cores that pools on the same machine are to compute on meanwhile: it made steps half as long again."""
@@ -31,6 +33,11 @@ class TrunkFiles:
     def wanted(self) -> Path:
         """A folder; the trunk touches a file named like a parked pool in it for as long as tokens wait for the pool."""
         return self.map.with_suffix(".wanted")
+
+    @property
+    def taken(self) -> Path:
+        """The version of the map that the trunk works by, as a number; its trunk writes it."""
+        return self.map.with_suffix(TAKEN)
 
     @property
     def longest_s(self) -> float:

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 from cluster.experts.pools import PoolMapError, parse_pool_map
-from deployments.engines.protocol import EngineStartError
+from deployments.engines.protocol import EngineDeadError, EngineStartError
 from deployments.experts.trunk_files import TrunkFiles
+from deployments.telemetry.log_safety import Safe
 
 _log = logging.getLogger(__name__)
 _Told = TypeVar("_Told")
@@ -26,8 +27,8 @@ CALL_S: Final = 20.0
 class Pools(Protocol):
     """The deployment that knows the pools, as this trunk sees it."""
 
-    async def map(self, known: int) -> str | None:
-        """The pool map as JSON once it is newer than `known`; None: not for a while."""
+    async def map(self, known: int, works_by: int) -> str | None:
+        """The pool map as JSON once it is newer than `known`; None: not for a while. The engine works by `works_by`."""
 
     async def invoked(self, pool: str) -> None:
         """Tokens wait for a parked pool."""
@@ -63,6 +64,7 @@ class PoolFollower:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._files.map.unlink(missing_ok=True)
+        self._files.taken.unlink(missing_ok=True)
         shutil.rmtree(self._files.wanted, ignore_errors=True)
 
     async def _follow(self) -> None:
@@ -71,18 +73,30 @@ class PoolFollower:
 
     async def _once(self) -> None:
         """Ask once; whoever is asked holds the question until there is something new."""
-        told = await self._asked(lambda: self._pools.map(self._version), "where the pools are")
+        told = await self._asked(lambda: self._pools.map(self._version, self._works_by()), "where the pools are")
         if told is None:
             return
         try:
-            self._version = parse_pool_map(told).version
-        except PoolMapError as error:
-            _log.error("a pool map is not taken on: %s", error)
+            version = parse_pool_map(told).version
+            fresh = self._files.map.with_suffix(".new")
+            fresh.write_text(told, encoding="utf-8")
+            fresh.replace(self._files.map)
+            self._version = version
+        except (PoolMapError, OSError) as error:
+            _log.error("a pool map is not taken on: %s", Safe(str(error)))
             await asyncio.sleep(RETRY_S)
-            return
-        fresh = self._files.map.with_suffix(".new")
-        fresh.write_text(told, encoding="utf-8")
-        fresh.replace(self._files.map)
+
+    def check(self) -> None:
+        """Raises `EngineDeadError` once nobody follows any more."""
+        if any(task.done() for task in self._tasks):
+            raise EngineDeadError("nobody follows where the pools of the model's experts are")
+
+    def _works_by(self) -> int:
+        """The version that the engine works by, as it left word; 0: it has not."""
+        try:
+            return int(self._files.taken.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
 
     async def _wake(self) -> None:
         while True:
@@ -106,6 +120,6 @@ class PoolFollower:
             async with asyncio.timeout(CALL_S):
                 return await question()
         except Exception as error:  # noqa: BLE001 - the engine goes on with the map that it has
-            _log.warning("asking %s failed: %s", what, type(error).__name__)
+            _log.warning("asking %s failed: %s", Safe(what), type(error).__name__)
             await asyncio.sleep(RETRY_S)
             return None

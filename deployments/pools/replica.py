@@ -168,7 +168,10 @@ class PoolReplica:
         self._telling.cancel()
         self._server.stop()
         await asyncio.to_thread(self._thread.join, LEAVE_S)
+        self._remove_sockets()
+        self._logs.close()
+
+    def _remove_sockets(self) -> None:
         for address in self._addresses:
             if address.startswith("unix:"):
                 Path(address.removeprefix("unix:")).unlink(missing_ok=True)
-        self._logs.close()

@@ -17,9 +17,9 @@ class ServePools:
         self._trunk = trunk
         self._node = ray.get_runtime_context().get_node_id()
 
-    async def map(self, known: int) -> str | None:
-        """The pool map for this node as JSON, once it is newer than `known`."""
-        found: str | None = await self._handle.map.remote(self._trunk, self._node, known)
+    async def map(self, known: int, works_by: int) -> str | None:
+        """The pool map for this node as JSON, once it is newer than `known`; the engine works by `works_by`."""
+        found: str | None = await self._handle.map.remote(self._trunk, self._node, known, works_by)
         return found
 
     async def invoked(self, pool: str) -> None:

@@ -22,17 +22,20 @@ class Trunks:
         self._serving: dict[str, tuple[Report, ...]] = {}
         self._changed = asyncio.Condition()
         self._known: dict[str, tuple[int, float]] = {}
+        """By trunk the version that its engine works by, and when it said so."""
         self._waking: asyncio.Task[None] | None = None
 
-    def asks(self, trunk: str, known: int, now_s: float) -> None:
-        """A trunk works by a version."""
-        self._known[trunk] = known, now_s
+    def asks(self, trunk: str, works_by: int, now_s: float) -> None:
+        """The engine of a trunk works by a version."""
+        self._known[trunk] = works_by, now_s
 
     def all_know(self, now_s: float) -> bool:
-        """Whether every trunk that asked lately works by the map in force."""
+        """Whether the engine of every trunk that asked lately works by the map in force."""
         for trunk in [name for name, (_, at_s) in self._known.items() if now_s - at_s > FORGET_S]:
             del self._known[trunk]
-        return all(known >= self.version for known, _ in self._known.values())
+        # Where nobody has asked yet, there may be trunks all the same.
+        works_by = [version for version, _ in self._known.values()]
+        return bool(self.version and works_by) and min(works_by) >= self.version
 
     def publish(self, signature: object, serving: dict[str, tuple[Report, ...]]) -> None:
         """Make a newer version, if the signature is another one."""

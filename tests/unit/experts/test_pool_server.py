@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from deployments.experts.job import PoolsUnreachableError
 from deployments.experts.pool_server import PoolServer
 from deployments.experts.quota import Quota
 from deployments.experts.weights import Checkpoint, CheckpointError
-from deployments.experts.wire import listen
+from deployments.experts.wire import connect, listen
 from tests.unit.experts.clients import WHOLE, a_batch, answer, client_of
 from tests.unit.experts.pool_processes import (
     EXPERTS,
@@ -38,6 +40,22 @@ def test_a_device_is_busy_with_one_batch_after_the_other() -> None:
     assert Quota(None).done_at(10, 5.0) == 5.0
     with pytest.raises(ValueError, match="quota"):
         Quota(0.0)
+
+
+@pytest.mark.parametrize("address", ["unix:{folder}/s", "tcp:127.0.0.1:0"])
+def test_who_connects_and_goes_at_once_ends_nothing(tmp_path: Path, address: str) -> None:
+    write_experts(tmp_path / "model")
+    with server(tmp_path / "model", WHOLE, address.format(folder=tmp_path)) as (_, (bound,)):
+        for _ in range(200):
+            peer = connect(bound, 1.0)
+            # A reset, not a goodbye.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            # The server is a thread of this process: leave it room to accept.
+            time.sleep(0.002)
+        client = client_of(map_of((WHOLE, [bound])), tmp_path / "model")
+        assert len(client.report()["replicas"]) == 1
+        client.close()
 
 
 def test_a_pool_listens_on_several_sockets_and_ends_soon(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.experts.pools import Pool, PoolMap, Replica, parse_pool_map
-from deployments.engines.protocol import EngineStartError
+from deployments.engines.protocol import EngineDeadError, EngineStartError
 from deployments.experts.trunk_files import TrunkFiles
 from deployments.pools.following import PoolFollower
 
@@ -26,9 +26,11 @@ class FakePools:
         self.maps: asyncio.Queue[str | Exception] = asyncio.Queue()
         self.asked_with: list[int] = []
         self.woken: list[str] = []
+        self.works_by = -1
 
-    async def map(self, known: int) -> str | None:
+    async def map(self, known: int, works_by: int) -> str | None:
         self.asked_with.append(known)
+        self.works_by = works_by
         told = await self.maps.get()
         if isinstance(told, Exception):
             raise told
@@ -83,6 +85,25 @@ async def test_failures_and_maps_that_are_none_leave_the_map_as_it_was(files: Tr
     pools.maps.put_nowait(pool_map(5))
     await until(lambda: version_of(files) == 5)
     await follower.close()
+
+
+async def test_word_of_the_engine_is_passed_on_and_a_full_disk_is_survived(files: TrunkFiles) -> None:
+    pools = FakePools()
+    follower = PoolFollower(pools, files)
+    pools.maps.put_nowait(pool_map(4))
+    await follower.start(1.0)
+    files.taken.write_text("4")
+    # The file cannot be written: something else is in its place.
+    files.map.with_suffix(".new").mkdir()
+    pools.maps.put_nowait(pool_map(5))
+    await until(lambda: pools.works_by == 4)
+    follower.check()
+    files.map.with_suffix(".new").rmdir()
+    pools.maps.put_nowait(pool_map(5))
+    await until(lambda: version_of(files) == 5)
+    await follower.close()
+    with pytest.raises(EngineDeadError):
+        follower.check()
 
 
 async def test_a_parked_pool_that_tokens_wait_for_is_woken(files: TrunkFiles) -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from cluster.config.model import ModelConfig
 from cluster.config.operations import TelemetryConfig
-from cluster.experts import balancing, moving
+from cluster.experts import balancing
 from cluster.experts.balancing import Report, holding_of
 from cluster.experts.placement import round_robin
 from cluster.experts.pools import PoolMap, parse_pool_map
@@ -61,7 +61,7 @@ class Cluster:
         return await self.pools.told(report)
 
     async def map(self, known: int = 0, node: str = "here", trunk: str = "trunk") -> PoolMap:
-        told = await self.pools.map(trunk, node, known)
+        told = await self.pools.map(trunk, node, known, known)
         assert told is not None
         return parse_pool_map(told)
 
@@ -92,7 +92,7 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
 
 async def test_trunks_are_told_once_every_pool_has_a_replica(cluster: Cluster) -> None:
     await cluster.tell(0, "a")
-    assert await cluster.pools.map("trunk", "here", 0) is None
+    assert await cluster.pools.map("trunk", "here", 0, 0) is None
     await cluster.tell(1, "b", node="there")
     told = await cluster.map()
     assert [[one.address for one in pool.replicas] for pool in told.pools] == [["unix:/a"], ["tcp:there:1"]]
@@ -112,7 +112,9 @@ async def test_a_question_is_kept_open_until_something_changes(cluster: Cluster)
     assert second.version > first.version
     assert [one.name for one in second.pools[1].replicas] == ["b", "c"]
     await cluster.tell(1, "c")
-    assert await cluster.pools.map("trunk", "here", second.version) is None, "the same report is nothing new"
+    assert await cluster.pools.map("trunk", "here", second.version, second.version) is None, (
+        "the same report is nothing new"
+    )
 
 
 async def test_a_hot_pool_gets_a_second_replica_and_says_how_long_that_took(cluster: Cluster) -> None:
@@ -144,9 +146,7 @@ async def test_a_replica_that_leaves_is_left_out_but_for_the_last_one(cluster: C
     assert not await cluster.pools.leaving("b")
 
 
-async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_experts_move_when_all_hold_them_and_stay_until_engines_follow(cluster: Cluster) -> None:
     await cluster.tell(0, "a")
     await cluster.tell(1, "b")
     first = await cluster.map()
@@ -156,15 +156,16 @@ async def test_experts_move_when_all_hold_them_and_stay_until_trunks_know(
     cluster.pools._mover.begin(target, time.monotonic())
     wanted = await cluster.tell(0, "a")
     assert wanted == {0: frozenset({0, 1, 2}), 1: frozenset({0, 2})}
-    assert await cluster.pools.map("trunk", "here", first.version) is None
+    assert await cluster.pools.map("trunk", "here", first.version, first.version) is None
     wide = {0: frozenset({0, 1, 2}), 1: frozenset({0, 2})}, {0: frozenset({0, 1, 3}), 1: frozenset({1, 3})}
     await cluster.tell(0, "a", holds=wide[0])
     await cluster.tell(1, "b", holds=wide[1])
     told = await cluster.map(first.version)
     assert told.pools[0].holds[0] == {1, 2} and told.pools[1].holds[0] == {0, 3}
     assert await cluster.tell(0, "a", holds=wide[0]) == wide[0], "the trunk has not said yet that it knows"
-    monkeypatch.setattr(moving, "SETTLE_S", 0.0)
-    await cluster.pools.map("trunk", "here", told.version)
+    assert await cluster.pools.map("trunk", "here", told.version, first.version) is None
+    assert await cluster.tell(0, "a", holds=wide[0]) == wide[0], "the follower knows, its engine does not work by it"
+    await cluster.pools.map("trunk", "here", told.version, told.version)
     await cluster.tell(0, "a", holds=wide[0])
     assert await cluster.tell(0, "a", holds=wide[0]) == {0: frozenset({1, 2}), 1: frozenset({0, 2})}
     assert (await cluster.view()).moved_pairs == 2
@@ -184,7 +185,9 @@ async def test_a_dead_pool_is_not_taken_for_a_parked_one(cluster: Cluster, monke
 
     beating = asyncio.create_task(beat())
     await until(lambda: "b" not in cluster.pools._books.known)
-    assert await cluster.pools.map("trunk", "here", first.version) is None, "trunks find out by themselves who is dead"
+    assert await cluster.pools.map("trunk", "here", first.version, first.version) is None, (
+        "trunks find out by themselves who is dead"
+    )
     view = await cluster.view()
     assert [(one.target, len(one.replicas)) for one in view.pools] == [(1, 1), (1, 0)] and not view.listens
     await cluster.tell(1, "c")
@@ -202,6 +205,40 @@ async def test_one_that_is_started_anew_goes_on_with_what_there_is(cluster: Clus
         assert [len(pool.replicas) for pool in told.pools] == [1, 0], "the second one is parked, so this is all"
     finally:
         again.pools.stop()
+
+
+async def test_one_that_is_started_anew_after_moves_takes_nothing_away(tmp_path: Path) -> None:
+    again = Cluster()
+    started(again, spec(tmp_path))
+    moved = {0: frozenset({1, 2}), 1: frozenset({0, 2})}, {0: frozenset({0, 3, 1}), 1: frozenset({1, 3})}
+    try:
+        # Expert 1 of the first layer was on its way from pool 1 to pool 0.
+        assert await again.tell(0, "a", holds=moved[0]) == moved[0], "nothing goes before trunks have a map of this one"
+        assert await again.tell(1, "b", holds=moved[1]) == moved[1], "what is between two pools stays in both"
+        told = await again.map(1)
+        assert told.pools[0].holds == moved[0]
+        assert told.pools[1].holds == {0: frozenset({0, 3}), 1: frozenset({1, 3})}
+        assert await again.pools.map("trunk", "here", told.version, told.version) is None
+        await again.tell(1, "b", holds=moved[1])
+        assert await again.tell(1, "b", holds=moved[1]) == told.pools[1].holds
+    finally:
+        again.pools.stop()
+
+
+async def test_what_serve_could_not_be_told_is_told_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing, scale = [ConnectionError(), ConnectionError()], cluster.pools._scale
+
+    async def flaky(pool: str, count: int) -> None:
+        if failing:
+            raise failing.pop()
+        await scale(pool, count)
+
+    monkeypatch.setattr(cluster.pools, "_scale", flaky)
+    await cluster.tell(0, "a")
+    await cluster.tell(1, "b")
+    cluster.pools._books.found("1", 2)
+    await until(lambda: cluster.scaled == [("1", 2)])
+    assert not failing
 
 
 async def test_a_parked_pool_wakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cluster.config.pools import PoolsConfig
-from cluster.experts.balancing import QUIET_S, SILENT_S, PoolBooks, Report, holding_of, includes
+from cluster.experts.balancing import QUIET_S, SILENT_S, PoolBooks, Report, holding_of, includes, one_home, placement_of
 from cluster.experts.load import Counts, ExpertShape
 from cluster.experts.placement import round_robin
 
@@ -134,3 +134,15 @@ def test_what_comes_for_a_pool_counts_for_its_experts() -> None:
 def test_memory_without_a_bound_is_what_the_most_replicas_take() -> None:
     assert books(max=3).memory_bytes == 3 * 12 * 10
     assert books(memory_bytes=77).memory_bytes == 77
+
+
+def test_what_pools_hold_becomes_a_placement_with_one_home_for_each_pair() -> None:
+    wide = [{2: frozenset({0, 1, 2}), 5: frozenset({0}), 6: frozenset({0})}, {2: frozenset({1, 3}), 5: frozenset({1})}]
+    held = placement_of([*wide, None], LAYERS, 4)
+    assert held[0, 0].tolist() == [True, True, True, False]
+    assert held[2, 1].tolist() == [False, False, True, True], "a pool that is parked has what nobody else has"
+    home = one_home(held)
+    assert (home.sum(axis=0) == 1).all()
+    assert home[1, 0].tolist() == [False, True, False, True], "the pool that has less keeps what two have"
+    assert one_home(np.zeros((2, 1, 4), np.bool_)).sum() == 4, "a pair that nobody holds goes to a pool in turn"
+    assert (one_home(round_robin(3, 4, 2)) == round_robin(3, 4, 2)).all()
