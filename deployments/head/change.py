@@ -16,7 +16,7 @@ from cluster.config.changes import ChangePlan, Way, plan_changes
 from cluster.config.cluster import ClusterConfig
 from cluster.config.in_force import in_force
 from deployments.head.applications import ingress_application, run_application, run_model
-from deployments.head.reasons import cause, short
+from deployments.head.reasons import cause, of_pools, short
 from deployments.names import (
     INGRESS_APPLICATION,
     later_application_name,
@@ -130,13 +130,18 @@ class Changer:
     def _wait(self, application: str, what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
-            found = serve.status().applications.get(application)
+            applications = serve.status().applications
+            found, pools = applications.get(application), applications.get(pools_application_name(application))
             if found is not None and found.status is ApplicationStatus.RUNNING:
                 return
+            if pools is not None and pools.status is ApplicationStatus.DEPLOY_FAILED:
+                raise ChangeError(f"{what}: {short(of_pools(pools))}")
             if found is not None and found.status in _FAILED:
                 raise ChangeError(f"{what}: {short(cause(found))}")
             if time.monotonic() > deadline:
                 why = short(cause(found)) if found is not None else ""
+                if pools is not None and pools.status is not ApplicationStatus.RUNNING:
+                    why = short(of_pools(pools))
                 room = "both the old and the new replicas must fit into what Ray has (`cpus`, `gpus`, memory)"
                 raise ChangeError(f"{what} was not ready after {timeout_s:g} s{f' ({why})' if why else ''}; {room}")
             self._pause()

@@ -22,7 +22,7 @@ from deployments.head.guard import Guard
 from deployments.head.mailbox import ChangePhase, ChangeProgress, ChangeRequest, put_progress, take_request
 from deployments.head.ports import check_port_free, hold_port
 from deployments.head.ray_cluster import RayCluster
-from deployments.head.reasons import cause, short
+from deployments.head.reasons import cause, of_pools, short
 from deployments.head.state import (
     ClusterState,
     ModelState,
@@ -204,8 +204,11 @@ class Head:
         for name in self._config.models:
             application = status.applications.get(self._applications[name])
             pools = status.applications.get(pools_application_name(self._applications[name]))
-            if pools is not None and pools.status is ApplicationStatus.DEPLOY_FAILED:
-                self._models[name] = self._model_state(name, pools.status, f"its expert pools: {cause(pools)}")
+            failed = pools is not None and pools.status is ApplicationStatus.DEPLOY_FAILED
+            waits = application is not None and application.status is ApplicationStatus.DEPLOYING
+            if pools is not None and (failed or (waits and pools.status is not ApplicationStatus.RUNNING)):
+                now = ApplicationStatus.DEPLOY_FAILED if failed else ApplicationStatus.DEPLOYING
+                self._models[name] = self._model_state(name, now, of_pools(pools))
             elif application is not None:
                 self._models[name] = self._model_state(name, application.status, cause(application))
         ingress = status.applications.get(INGRESS_APPLICATION)

@@ -17,6 +17,11 @@ def cause(application: ApplicationStatusOverview) -> str:
     return told[0] if told else application.message
 
 
+def of_pools(application: ApplicationStatusOverview) -> str:
+    """Why the expert pools of a model are not all there."""
+    return f"its expert pools: {cause(application) or 'starting'}"
+
+
 def short(message: str, limit: int = 600) -> str:
     """What an engine said when it could not start, from its beginning; of any other message its end, where the cause is."""
     text = message.strip()
