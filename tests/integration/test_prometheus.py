@@ -31,11 +31,12 @@ LOAD_S = 20
 WINDOW_S = 90
 """Queries look so far back: at all of the load."""
 
+ASKED = [{"role": "user", "content": "Tell me something of the capital of France."}]
 # What a healthy cluster on simulated engines does not tell of, and why.
 WITHOUT_DATA = {
     "pointsman_cost_total": "no external model is paid",
     "pointsman_engine_deaths_total": "no engine dies",
-    "pointsman_expert_pool_changes_total": "pools keep their one replica at this load",
+    "pointsman_expert_pool_changes_total": "pools have one replica, and no more",
     "pointsman_records_dropped_total": "no record is lost",
     "pointsman_retries_total": "no replica is lost",
     "pointsman_kv_evictions_total": "the KV pool is never full, so no block has an age when it is used anew",
@@ -48,13 +49,15 @@ def config() -> dict[str, Any]:
     models = made["models"]
     models["dense"]["engine"]["simulated"] = {"confidence": 0.4}
     models["dense"]["precision"] = {"kv_quality": {"fp8": {"agreement": 1.0, "kl": 0.0, "consistency": 1.0}}}
-    models["moe"] |= {"kind": "sparse", "pools": {"count": 2, "cpus": 0.1}}
+    models["moe"] |= {"kind": "sparse", "pools": {"count": 2, "max": 1, "cpus": 0.1}}
     models["moe"]["engine"]["simulated"] = {
         "decode_step_base_s": 0.005,
         "experts": {"layers": 4, "experts": 8, "top_k": 2},
     }
     made["routing"] = {"code_role": "strong", "feedback": {"enabled": True, "escalate_to": ["role_mini"]}}
-    made["contracts"] = {"strong": {"latency_target_s": 0.001}}
+    made["contracts"] = {
+        "strong": {"max_prompt_tokens": 1024, "max_completion_tokens": 512, "latency_target_s": 0.001},
+    }
     return made | {"keys": {"required": True}, "precision": {"dwell_s": 1, "window_s": 1}}
 
 
@@ -91,6 +94,7 @@ def put_under_load(cluster: RunningCluster, key: str) -> None:
         for step in ("pin dense fp8_kv", "release dense"):
             done = cluster.pointsman("precision", *step.split())
             assert done.returncode == 0, done.stderr
+            time.sleep(3)
         for worker in workers:
             worker.result()
 
@@ -100,8 +104,8 @@ def send(cluster: RunningCluster, key: str, until: float, number: int) -> None:
     with cluster.client(key=key) as client:
         while time.monotonic() < until:
             for model in ("auto", "moe", "strong"):
-                client.post(CHAT, json=chat(model, 8)).raise_for_status()
-                stream(client, chat(model, 8, stream=True))
+                client.post(CHAT, json=chat(model, 8, messages=ASKED)).raise_for_status()
+                stream(client, chat(model, 8, stream=True, messages=ASKED))
             assert client.post(CHAT, content=b"{").status_code == 400
             if number == 0:
                 stream(client, chat("moe", 200, stream=True), lines=1)
