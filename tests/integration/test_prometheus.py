@@ -21,7 +21,7 @@ import yaml
 from deployments.dashboards.catalog import DASHBOARDS
 from deployments.dashboards.grafana_json import to_json
 from tests.clusters import UP_TIMEOUT_S, RunningCluster, simulated_config, start_cluster, stop_cluster
-from tests.faults.load import CHAT, chat
+from tests.faults.load import CHAT
 from tests.integration.access_keys import add_key
 from tests.integration.prometheus_server import SHIPPED, Prometheus, running_prometheus, shipped_config
 
@@ -104,17 +104,22 @@ def send(cluster: RunningCluster, key: str, until: float, number: int) -> None:
     with cluster.client(key=key) as client:
         while time.monotonic() < until:
             for model in ("auto", "moe", "strong"):
-                client.post(CHAT, json=chat(model, 8, messages=ASKED)).raise_for_status()
-                stream(client, chat(model, 8, stream=True, messages=ASKED))
+                client.post(CHAT, json=body(model, 8)).raise_for_status()
+                stream(client, body(model, 8, stream=True))
             assert client.post(CHAT, content=b"{").status_code == 400
             if number == 0:
-                stream(client, chat("moe", 200, stream=True), lines=1)
+                stream(client, body("moe", 200, stream=True), lines=1)
                 time.sleep(0.2)
 
 
-def stream(client: httpx.Client, body: dict[str, Any], lines: int | None = None) -> None:
+def body(model: str, max_tokens: int, **more: Any) -> dict[str, Any]:
+    """A request that leaves its sampling open, so that a level may change it."""
+    return {"model": model, "messages": ASKED, "max_tokens": max_tokens, **more}
+
+
+def stream(client: httpx.Client, asked: dict[str, Any], lines: int | None = None) -> None:
     """Read a stream, or the first `lines` of it and go."""
-    with client.stream("POST", CHAT, json=body) as answer:
+    with client.stream("POST", CHAT, json=asked) as answer:
         assert answer.status_code == 200
         for count, _ in enumerate(answer.iter_lines(), 1):
             if count == lines:
