@@ -34,6 +34,7 @@ WINDOW_S = 90
 ASKED = [{"role": "user", "content": "Tell me something of the capital of France."}]
 # What a healthy cluster on simulated engines does not tell of, and why.
 WITHOUT_DATA = {
+    "pointsman_admission_waiting": "no request waits for a model at this load",
     "pointsman_cost_total": "no external model is paid",
     "pointsman_engine_deaths_total": "no engine dies",
     "pointsman_expert_pool_changes_total": "pools have one replica, and no more",
