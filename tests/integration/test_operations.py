@@ -68,6 +68,10 @@ def test_a_step(block: Block, place: Path, stand_in: GrafanaStandIn, running_clu
 def test_the_guide_knows_every_alert_and_every_dashboard() -> None:
     text = GUIDE.read_text(encoding="utf-8")
     rules = yaml.safe_load((ROOT / "infra" / "prometheus" / "rules" / "alerts.yaml").read_text(encoding="utf-8"))
-    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
-    assert alerts == set(re.findall(r"\bPointsman[A-Z]\w+", text))
+    alerts = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"]}
+    headings = re.findall(r"^### (Pointsman\w+)$", text, re.MULTILINE)
+    assert sorted(alerts) == sorted(headings)
+    # Where an alert's own link leads.
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook"].endswith(f"docs/operations.md#{name.lower()}")
     assert all(f"| {one.title} |" in text for one in DASHBOARDS)
