@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from deployments.engines.vllm_kv_core import external_of
 from deployments.engines.vllm_trunk import TRUNK
 from deployments.experts.uses import Uses
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 REPORT_METHOD: Final = "pointsman_pool_report"
 USE_METHOD: Final = "pointsman_pool_use"
+
+WARM_UP: Final = "warm-up"
+"""The request with which `vllm_engine` warms an engine up: nobody reads what it says, so it wakes no pool and waits for none."""
 
 USES: Final = Uses()
 
@@ -27,8 +31,6 @@ def pool_use(_core: EngineCore, request_id: str) -> dict[str, Any] | None:
 
     Accepts the id that the caller gave; vLLM appends to it, and puts a number before it for each of several choices.
     """
-    from deployments.engines.vllm_kv_core import external_of
-
     return USES.take(
         lambda known: known == request_id or known.startswith(f"{request_id}-") or external_of(known) == request_id
     )
@@ -52,10 +54,10 @@ def install_in_engine_core() -> None:
         return result
 
     @functools.wraps(execute)
-    def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        TRUNK.serving = True
+    def execute_model(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        TRUNK.serving = any(external_of(request) != WARM_UP for request in scheduled.num_scheduled_tokens)
         try:
-            result = execute(self, *args, **kwargs)
+            result = execute(self, scheduled, *args, **kwargs)
         finally:
             TRUNK.serving = False
         use = TRUNK.client.take_step()
