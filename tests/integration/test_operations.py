@@ -46,6 +46,9 @@ def test_a_step(block: Block, place: Path, stand_in: GrafanaStandIn, running_clu
     if "keys add" in script:
         # The cluster is shared: its keys are left as they are.
         environment["POINTSMAN_STATE_DIR"] = str(place / "state")
+    if "config apply" in script:
+        # The one that runs has a port of its own.
+        shutil.copy(running_cluster.config_path, place / "infra" / "clusters" / "local.yaml")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=place,
