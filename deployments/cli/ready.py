@@ -45,7 +45,7 @@ class Report:
     def _show_commands(self) -> None:
         command = self.place.command
         steps = [
-            (command('chat "What is the capital of France?"'), "ask it something"),
+            (command('chat "What is the name of the capital of France?"'), "ask it something"),
             (command("trace --last"), "the trace of the newest answer"),
             (command("status"), "models, load, memory"),
             (command("down"), "stop it and every process of it"),

@@ -43,7 +43,7 @@ def answer(cluster: RunningCluster, *arguments: str) -> dict[str, object]:
 
 
 def test_a_question_its_answer_and_its_trace(running_cluster):
-    asked = running_cluster.pointsman("chat", "What is the capital of France?")
+    asked = running_cluster.pointsman("chat", "What is the name of the capital of France?")
     assert asked.returncode == 0, asked.stderr
     assert "Paris" in asked.stdout
     assert "why: " in asked.stderr

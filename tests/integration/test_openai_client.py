@@ -18,7 +18,7 @@ from tests.integration.dense_engine import WEATHER
 
 pytestmark = pytest.mark.timeout(500)
 
-FRANCE = "What is the capital of France?"
+FRANCE = "What is the name of the capital of France?"
 CODE = "```python\ndef area(r):\n    return 3.14 * r * r\n```\nWhat does this function return?"
 PERSON = {
     "type": "object",
