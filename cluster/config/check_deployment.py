@@ -100,7 +100,17 @@ def _check_state(config: ClusterConfig) -> Iterator[Mistake]:
         yield Mistake("records.password_file", "the file is not in the image", "use records.password_env")
     if config.records.url is not None and not _ENCRYPTED.search(config.records.url):
         yield Mistake(
-            "records.url", "what is written there would go over the network unencrypted", "add ?sslmode=verify-full"
+            "records.url", "what is written there would go over the network unencrypted", "add ?sslmode=require"
+        )
+    if (
+        config.records.url is not None
+        and "sslmode=verify-" in config.records.url
+        and "sslrootcert=" not in config.records.url
+    ):
+        yield Mistake(
+            "records.url",
+            "the database's certificate is to be checked, and no pod has the authority's",
+            "add &sslrootcert=PATH of a file that your image has, or set sslmode=require",
         )
     if config.ray.address not in (None, "auto"):
         yield Mistake("ray.address", "KubeRay starts the Ray cluster", "leave it out")

@@ -142,7 +142,8 @@ EXPERTS: Final = Dashboard(
                     "Changes of the number of replicas in ten minutes.",
                     (
                         Query(
-                            f"sum by (cause) (increase(pointsman_expert_pool_changes_total{{{MODEL}}}[10m]))",
+                            "sum by (cause) (max by (model, cause) "
+                            f"(increase(pointsman_expert_pool_changes_total{{{MODEL}}}[10m])))",
                             "{{cause}}",
                         ),
                     ),

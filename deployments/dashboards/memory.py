@@ -105,7 +105,8 @@ MEMORY: Final = Dashboard(
                     "Replicas at each number format of the KV cache.",
                     (
                         Query(
-                            f"sum by (model, precision) (pointsman_kv_precision_info{{{MODELS}}})",
+                            "sum by (model, precision) "
+                            f"(max by (model, replica, precision) (pointsman_kv_precision_info{{{MODELS}}}))",
                             "{{model}} {{precision}}",
                         ),
                     ),
@@ -125,7 +126,7 @@ MEMORY: Final = Dashboard(
                 Panel(
                     "Switches of KV precision",
                     "Changes of the number format in ten minutes.",
-                    (Query(f"sum by (model, replica) (increase(pointsman_kv_switches_total{{{MODELS}}}[10m]))", EACH),),
+                    (Query(f"max by (model, replica) (increase(pointsman_kv_switches_total{{{MODELS}}}[10m]))", EACH),),
                 ),
                 Panel(
                     "Requests with changed sampling",

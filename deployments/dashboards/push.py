@@ -108,6 +108,8 @@ class Grafana:
         ours = to_json(dashboard)
         if found is None:
             wanted, there, outcome, version = ours, None, Outcome.CREATED, None
+        elif not (isinstance(found.get("dashboard"), dict) and isinstance(found.get("meta"), dict)):
+            raise self._no_grafana()
         else:
             wanted, there = comparable(ours, found["dashboard"])
             # A dashboard that was moved to another folder is brought back.
@@ -136,11 +138,14 @@ class Grafana:
                     return None
                 raise
         if not isinstance(found, dict):
-            raise GrafanaRefusedError(
-                f"{self._url} answers, but not as Grafana does",
-                "Name the address under which Grafana's pages are, with its path if it has one.",
-            )
+            raise self._no_grafana()
         return found
+
+    def _no_grafana(self) -> GrafanaRefusedError:
+        return GrafanaRefusedError(
+            f"{self._url} answers, but not as Grafana does",
+            "Name the address under which Grafana's pages are, with its path if it has one.",
+        )
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

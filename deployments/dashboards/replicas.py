@@ -77,7 +77,7 @@ REPLICAS: Final = Dashboard(
                     "Prompt tokens processed a second.",
                     (
                         Query(
-                            f"sum by (model, replica) (rate(pointsman_engine_prompt_tokens_total{{{MODELS}}}[{RATE}]))",
+                            f"max by (model, replica) (rate(pointsman_engine_prompt_tokens_total{{{MODELS}}}[{RATE}]))",
                             EACH,
                         ),
                     ),
@@ -89,7 +89,7 @@ REPLICAS: Final = Dashboard(
                     "Tokens generated a second.",
                     (
                         Query(
-                            "sum by (model, replica) "
+                            "max by (model, replica) "
                             f"(rate(pointsman_engine_generated_tokens_total{{{MODELS}}}[{RATE}]))",
                             EACH,
                         ),

@@ -17,8 +17,9 @@ import psutil
 
 REPLICA: Final = "ray::ServeReplica:"
 POLL_S: Final = 0.5
-ATTEMPTS: Final = 5
 RETRY_S: Final = 2.0
+TRY_S: Final = 30.0
+"""Seconds that one try to reach Ray may take."""
 
 
 def replicas_here() -> int:
@@ -39,19 +40,22 @@ def drain(address: str, node: str, seconds: float, left: Callable[[], int] = rep
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the pod is being stopped"]
     command += ["--deadline-remaining-seconds", str(int(seconds))]
     deadline = time.monotonic() + seconds
-    for _ in range(ATTEMPTS):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        # Ray's head may be away for a moment.
-        sys.stderr.write(done.stderr[-1000:])
-        time.sleep(RETRY_S)
-    else:
-        return False
+    told = False
     while left():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_S)
+        if told:
+            time.sleep(POLL_S)
+            continue
+        # Ray's head may be away, on the machine that is being emptied. Until it is told, what runs goes on all the same.
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRY_S)
+        except subprocess.TimeoutExpired:
+            continue
+        told = done.returncode == 0
+        if not told:
+            sys.stderr.write(done.stderr[-1000:])
+            time.sleep(RETRY_S)
     return True
 
 
@@ -64,11 +68,20 @@ def main() -> int:
         return 0
     import ray
 
-    ray.init(address="auto", log_to_driver=False)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            ray.init(address="auto", log_to_driver=False)
+            break
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            sys.stderr.write(f"{error}\n")
+            if not replicas_here() or time.monotonic() > deadline:
+                return 1
+            time.sleep(RETRY_S)
     context = ray.get_runtime_context()
     address, node = str(context.gcs_address), str(context.get_node_id())
     ray.shutdown()
-    return 0 if drain(address, node, seconds) else 1
+    return 0 if drain(address, node, deadline - time.monotonic()) else 1
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def worker_template(config: ClusterConfig, group: Group) -> Object:
         spec["volumes"].append({"name": "keys", "secret": secret})
     if group.gpus:
         spec["tolerations"] = [{"effect": "NoSchedule", "key": GPU, "operator": "Exists"}]
-    return {"metadata": {"labels": labels(config, group.name)}, "spec": spec}
+    # KubeRay brings another number of replicas to a new cluster alone, and tells a new one by its pods: so they say it.
+    annotations = {"pointsman.dev/replicas": f"{group.min}-{group.max}"}
+    return {"metadata": {"labels": labels(config, group.name), "annotations": annotations}, "spec": spec}
 
 
 def head_template(config: ClusterConfig) -> Object:
@@ -96,7 +98,10 @@ def head_template(config: ClusterConfig) -> Object:
     ]
     spec["initContainers"] = [files]
     spec["volumes"].append({"name": "autoscaler-token", "projected": _token()})
-    return {"metadata": {"labels": labels(config, HEAD)}, "spec": spec}
+    # The head brings the models' files: another model, or another revision of one, wants another head.
+    sources = {name: model.source for name, model in sorted(config.models.items()) if model.source is not None}
+    annotations = {"pointsman.dev/models": "".join(f"{name}={source}," for name, source in sources.items())}
+    return {"metadata": {"labels": labels(config, HEAD), "annotations": annotations}, "spec": spec}
 
 
 def autoscaler(config: ClusterConfig) -> Object:

@@ -130,6 +130,8 @@ volumes:
 {{- $isIngress := eq $group.name "ingress" -}}
 {{- $alive := list $pods.agentPort "/api/local_raylet_healthz" 3 $pods.probePeriodSeconds -}}
 metadata:
+  annotations:
+    pointsman.dev/replicas: "{{ int64 $group.min }}-{{ int64 $group.max }}"
   labels:
     {{- include "pointsman.labels" .root | nindent 4 }}
     pointsman.dev/group: {{ $group.name }}
@@ -177,6 +179,8 @@ spec:
 {{- $config := .Values.config -}}
 {{- $image := $config.deployment.image -}}
 metadata:
+  annotations:
+    pointsman.dev/models: "{{ range $name, $model := $config.models }}{{ with $model.source }}{{ $name }}={{ . }},{{ end }}{{ end }}"
   labels:
     {{- include "pointsman.labels" . | nindent 4 }}
     pointsman.dev/group: head

@@ -21,7 +21,7 @@ from deployments.render.pods import GPU, GROUP_LABEL
 from deployments.render.rayservice import RAY_VERSION, manifests
 from deployments.render.serve_config import serve_config
 from deployments.render.text import dump_all
-from tests.unit.render.conftest import gpu_document, parse
+from tests.unit.render.conftest import COMMIT, gpu_document, parse, read
 
 KUBERNETES = "1.32"
 LINT = "extends: default\nrules: {line-length: disable}"
@@ -262,6 +262,22 @@ def test_a_replica_that_is_split_over_gpus_has_all_of_them_in_its_pod() -> None:
         assert gpus == model.replicas.gpus == (model.engine.tensor_parallel_size if gpus else 0)
         assert container["image"] == (config.deployment.gpu_image if gpus else config.deployment.image)
         assert ("tolerations" in template["spec"]) == bool(gpus)
+
+
+def test_another_model_or_another_number_of_replicas_is_another_cluster() -> None:
+    # KubeRay makes a new cluster where pods are others, and brings a number of replicas to a new cluster alone.
+    def pods(**dense: Any) -> tuple[Object, list[Object]]:
+        document = read("kubernetes.yaml")
+        document["models"]["dense"] |= dense
+        cluster = service_of(manifests(parse(document)))["spec"]["rayClusterConfig"]
+        return cluster["headGroupSpec"]["template"], [one["template"] for one in cluster["workerGroupSpecs"]]
+
+    head, workers = pods()
+    assert pods(source=f"hf:org/name@{COMMIT}")[0] != head
+    replicas = read("kubernetes.yaml")["models"]["dense"]["replicas"]
+    more_head, more = pods(replicas=replicas | {"max": 9})
+    assert more_head == head
+    assert sum(one != other for one, other in zip(workers, more, strict=True)) == 1
 
 
 def test_groups_have_room_for_a_replica_that_is_replaced(rendered: list[Object], config: ClusterConfig) -> None:

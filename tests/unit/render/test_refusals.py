@@ -76,6 +76,13 @@ def test_what_is_unsafe_is_refused_and_how_to_mend_it_said(path: str, document: 
     assert path in {mistake.path for mistake in caught.value.mistakes}
 
 
+def test_a_certificate_that_nobody_could_check_is_refused(document: dict[str, Any]) -> None:
+    document["records"]["url"] = "postgresql://db/records?sslmode=verify-full"
+    assert "sslrootcert" in (mistakes(parse(document))["records.url"] or "")
+    document["records"]["url"] += "&sslrootcert=/etc/ssl/certs/ca-certificates.crt"
+    assert "records.url" not in mistakes(parse(document))
+
+
 def test_keys_cannot_be_switched_off(document: dict[str, Any]) -> None:
     document["keys"] = {"required": False}
     with pytest.raises(ConfigError, match="keys cannot be switched off"):
