@@ -267,14 +267,14 @@ def test_a_replica_that_is_split_over_gpus_has_all_of_them_in_its_pod() -> None:
 def test_another_model_or_another_number_of_replicas_is_another_cluster() -> None:
     # KubeRay makes a new cluster where pods are others, and brings a number of replicas to a new cluster alone.
     def pods(**dense: Any) -> tuple[Object, list[Object]]:
-        document = read("kubernetes.yaml")
+        document = read("kubernetes")
         document["models"]["dense"] |= dense
         cluster = service_of(manifests(parse(document)))["spec"]["rayClusterConfig"]
         return cluster["headGroupSpec"]["template"], [one["template"] for one in cluster["workerGroupSpecs"]]
 
     head, workers = pods()
     assert pods(source=f"hf:org/name@{COMMIT}")[0] != head
-    replicas = read("kubernetes.yaml")["models"]["dense"]["replicas"]
+    replicas = read("kubernetes")["models"]["dense"]["replicas"]
     more_head, more = pods(replicas=replicas | {"max": 9})
     assert more_head == head
     assert sum(one != other for one, other in zip(workers, more, strict=True)) == 1
