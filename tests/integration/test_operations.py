@@ -8,7 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema_rs
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -16,6 +19,8 @@ from deployments.dashboards.catalog import DASHBOARDS
 from tests.clusters import RunningCluster
 from tests.integration.grafana_stand_in import TOKEN, GrafanaStandIn, grafana_stand_in
 from tests.readme_blocks import Block, read_blocks
+from tests.unit.render.conftest import SERVICE_CRD, strict_service_schema
+from tests.unit.render.test_kuberay import KUBERNETES
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "operations.md"
@@ -64,8 +69,18 @@ def test_a_step(block: Block, place: Path, stand_in: GrafanaStandIn, running_clu
         assert len(stand_in.dashboards) == len(DASHBOARDS)
         assert "unchanged" in done.stdout
     if "render" in script:
-        objects = list(yaml.safe_load_all(next((place / "out" / "kubernetes").glob("*.yaml")).read_text()))
-        assert "RayService" in {one["kind"] for one in objects}
+        validate(list(yaml.safe_load_all((place / "out" / "kubernetes" / "kuberay.yaml").read_text(encoding="utf-8"))))
+
+
+def validate(objects: list[dict[str, Any]]) -> None:
+    """By the schemas of Kubernetes, and by KubeRay's own where it is at hand."""
+    (service,) = [one for one in objects if one["kind"] == "RayService"]
+    for one in objects:
+        if one is not service:
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    if SERVICE_CRD.is_file():
+        found = jsonschema_rs.validator_for(strict_service_schema()).iter_errors(service)
+        assert [str(error) for error in found] == []
 
 
 def test_the_guide_knows_every_alert_and_every_dashboard() -> None:

@@ -184,6 +184,7 @@ def test_other_pools_take_over_without_a_lost_request(cluster: RunningCluster) -
 @pytest.fixture
 def parking(state_dir: Path, free_port: int) -> Iterator[RunningCluster]:
     made = config(idle_s=2, quota_pairs_per_s=None)
+    made["models"]["moe"]["replicas"] = {"cpus": 0.1, "min": 2, "max": 2}
     started = start_cluster(made, state_dir, free_port)
     yield started
     stop_cluster(started.env)
@@ -198,3 +199,11 @@ def test_pools_that_nobody_uses_are_parked_and_wake(parking: RunningCluster) -> 
     assert answer["pointsman"]["experts"]["pools"]["degraded"] is False, answer
     assert waited_s < 3 * SECOND_REPLICA_S
     assert "invoked" in [one["cause"] for one in changes(parking)]
+    # Both replicas of the model share the pools.
+    with SteadyLoad(parking, chat("moe", 32), per_s=8) as load:
+        wait_for(lambda: len(load.outcomes) >= 16, timeout_s=30)
+    assert not load.failed
+    with parking.client() as client:
+        told = client.get("/v1/experts").json()["models"]["moe"]
+        assert len([one for one in told["replicas"] if one["tokens"] > 32]) == 2, told["replicas"]
+        assert not degraded(client)

@@ -85,6 +85,11 @@ def config(request: pytest.FixtureRequest) -> ClusterConfig:
 
 @pytest.fixture(scope="session")
 def service_schema() -> dict[str, Any]:
+    """The schema of a RayService, where KubeRay's definition is at hand."""
+    return strict_service_schema()
+
+
+def strict_service_schema() -> dict[str, Any]:
     """The schema of a RayService, made strict: a field that it does not know is refused, which Kubernetes drops silently."""
     definition = yaml.safe_load(SERVICE_CRD.read_text())
     (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
