@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.host import is_loopback
@@ -22,7 +24,7 @@ from deployments.ingress.dispatch import ModelClient
 from deployments.ingress.experts import ExpertsControl
 from deployments.ingress.health import Health
 from deployments.ingress.intent import IntentReader
-from deployments.ingress.live import LiveApp, Told
+from deployments.ingress.live import LiveApp, Told, attach
 from deployments.ingress.loop import keep_responsive, watch_lag
 from deployments.ingress.pools import PoolsControl
 from deployments.ingress.pools_asking import asking
@@ -105,6 +107,7 @@ class Ingress:
         )
         self._app = LiveApp(services, client_of)
         self._server = IngressServer(self._app, config.ingress)
+        await _attach_present(config, clients)
         await self._server.start()
         keep_responsive()
         self._lag = asyncio.get_running_loop().create_task(watch_lag(self._metrics.set_loop_lag))
@@ -141,6 +144,25 @@ class Ingress:
         await self._channel.close()
         await asyncio.to_thread(self._telemetry.close)
         self._logs.close()
+
+
+async def _attach_present(config: ClusterConfig, clients: dict[str, ModelClient]) -> None:
+    """An ingress that takes another one's place takes requests once it reaches the models that the other one did.
+
+    When a cluster starts, there are none yet.
+    """
+    try:
+        applications = (await asyncio.to_thread(serve.status)).applications
+    except Exception as error:  # noqa: BLE001 - Serve's controller may be away; then requests wait for replicas one by one
+        _log.warning("which models run is not known: %s", type(error).__name__)
+        return
+    present = []
+    for name, client in clients.items():
+        found = applications.get(client.application)
+        # One that may be parked has nobody to attach.
+        if config.models[name].replicas.min and found is not None and found.status is ApplicationStatus.RUNNING:
+            present.append(client)
+    await asyncio.gather(*map(attach, present))
 
 
 def _node_address(config: ClusterConfig) -> str:

@@ -61,7 +61,7 @@ class LiveApp:
             known = self._clients.get(model)
             if known is None or known.application != application:
                 fresh[model] = self._make_client(model, application)
-        await asyncio.gather(*(_attach(client) for client in fresh.values()))
+        await asyncio.gather(*(attach(client) for client in fresh.values()))
         for model, client in fresh.items():
             if model in self._clients:
                 # The same object, so that requests under way which try again find the new replicas, too.
@@ -85,7 +85,7 @@ class LiveApp:
         self._services, self._clients = services, clients
 
 
-async def _attach(client: ModelClient) -> None:
+async def attach(client: ModelClient) -> None:
     """Have the replicas of a new application attached, so that the first request need not wait for them."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ATTACH_S
