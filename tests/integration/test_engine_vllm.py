@@ -67,7 +67,7 @@ async def test_chat_with_usage_and_a_span_under_the_callers_trace(call: Call, sp
     reply = await call.run(
         Endpoint.CHAT,
         parent,
-        messages=[user("What is the name of the capital of France?")],
+        messages=[user("Name the capital of France.")],
         temperature=0,
         max_tokens=24,
     )
