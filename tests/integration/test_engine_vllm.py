@@ -64,13 +64,8 @@ async def engine(spans: InMemorySpanExporter) -> AsyncIterator[VllmEngine]:
 
 async def test_chat_with_usage_and_a_span_under_the_callers_trace(call: Call, spans: InMemorySpanExporter) -> None:
     parent = {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
-    reply = await call.run(
-        Endpoint.CHAT,
-        parent,
-        messages=[user("Name the capital of France.")],
-        temperature=0,
-        max_tokens=24,
-    )
+    asked = [user("Name the capital of France.")]
+    reply = await call.run(Endpoint.CHAT, parent, messages=asked, temperature=0, max_tokens=24)
     answer = answer_of(reply)
     assert answer["model"] == "dense"
     assert "Paris" in answer["choices"][0]["message"]["content"]
