@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cluster.experts.pool_use import PoolUse, together
 from deployments.engines.vllm_asking import ask
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 USE_METHOD: Final = "pointsman_pool_use"
-REPORT_METHOD: Final = "pointsman_pool_report"
 """What `vllm_trunk_core` adds to vLLM's engine core."""
 
 
@@ -35,8 +34,3 @@ class VllmPools:
             _log.exception("what pools did for a request is not told")
             return None
         return together([use_from(one) for one in told if one is not None])
-
-    async def report(self) -> dict[str, Any]:
-        """See `PoolClient.report`."""
-        told: dict[str, Any] = await ask(self._engine, REPORT_METHOD)
-        return told

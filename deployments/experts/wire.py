@@ -34,7 +34,6 @@ MAX_GREETING_BYTES: Final = 4096
 MAX_JSON_BYTES: Final = 8 * 2**20
 PAIR_BYTES: Final = 8
 MAX_ROWS: Final = 65_536
-MAX_BODY_BYTES: Final = 512 * 2**20
 SOCKET_BUFFER_BYTES: Final = 4 * 2**20
 HELLO_S: Final = 5.0
 """Seconds that a peer has to prove itself."""

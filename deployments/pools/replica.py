@@ -1,4 +1,4 @@
-"""One replica of a pool of experts as a Ray Serve deployment: a server for trunks in a thread, and a report each second."""
+"""One replica of a pool of experts as a Ray Serve deployment: a server for trunks in a thread, and two reports a second."""
 
 from __future__ import annotations
 
