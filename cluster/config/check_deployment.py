@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from cluster.config.cluster import ClusterConfig
+from cluster.config.deployment import PROBE_FAILURES, PROBE_PERIOD_S
 from cluster.config.host import is_loopback
 from cluster.config.mistakes import Mistake
 from cluster.config.model import ModelConfig
@@ -19,6 +20,8 @@ MAX_GROUP: Final = 50
 """Characters of the name of a worker group."""
 
 FIRST_UNPRIVILEGED_PORT: Final = 1024
+LEAST_LAME_DUCK_S: Final = PROBE_PERIOD_S * (PROBE_FAILURES + 1)
+"""Seconds after which Kubernetes has noticed that a pod takes nothing any more, and all nodes have been told."""
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?$")
 _ENCRYPTED: Final = re.compile(r"[?&]sslmode=(require|verify-ca|verify-full)(&|$)")
 _COMMIT: Final = re.compile(r"@[0-9a-f]{40}$")
@@ -80,6 +83,11 @@ def _check_ingress(config: ClusterConfig) -> Iterator[Mistake]:
         )
     if config.ingress.port < FIRST_UNPRIVILEGED_PORT:
         yield Mistake("ingress.port", "only root may listen there, and nothing runs as root", "set it to 8000")
+    if config.ingress.lame_duck_s < LEAST_LAME_DUCK_S:
+        yield Mistake(
+            "ingress.lame_duck_s", "Kubernetes would still send requests to an ingress that has stopped",
+            f"set it to {LEAST_LAME_DUCK_S}, or more",
+        )  # fmt: skip
     if not config.keys_required and not is_loopback(config.ingress.host):
         yield Mistake("keys.required", "everybody could ask", "set it to true, or leave it out")
     if config.keys.path is not None:

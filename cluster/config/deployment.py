@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.config.base import Section
 
 _NAME: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+PROBE_PERIOD_S: Final = 5
+"""Seconds between two looks of Kubernetes at a pod."""
+PROBE_FAILURES: Final = 3
+"""Looks in a row that have to fail before a pod is sent nothing any more."""
+_MAX_PORT: Final = 65_535
 _IMAGE: Final = (
     r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*"
     r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$"
@@ -50,3 +55,10 @@ class DeploymentConfig(Section):
     """Bytes of the volume that all models are kept on."""
     storage_class: str | None = Field(None, max_length=253, pattern=r"^[a-z0-9][a-z0-9.-]*$")
     """Storage class of that volume, one that many nodes can read; null: the default one."""
+
+    @field_validator("redis_address", "otlp_endpoint")
+    @classmethod
+    def _port_exists(cls, value: str | None) -> str | None:
+        if value is not None and not 1 <= int(value.rpartition(":")[2]) <= _MAX_PORT:
+            raise ValueError(f"the port has to be from 1 to {_MAX_PORT}")
+        return value

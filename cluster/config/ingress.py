@@ -63,6 +63,9 @@ class IngressConfig(Section):
     """TCP port to listen on (a number)."""
     replicas: int = Field(1, ge=1, le=256)
     """Ingress processes (a count); each applies the limits of keys to the requests that it takes itself."""
+    lame_duck_s: float = Field(0.0, ge=0, le=600)
+    """Seconds that an ingress which is to stop still takes requests, while `/readyz` says that it stops: longer than what
+    sends requests to it (a Service of Kubernetes, a load balancer) takes to look there and act upon it. 0: it stops at once."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds on requests."""
 

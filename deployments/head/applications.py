@@ -159,9 +159,8 @@ def ingress_application(config: ClusterConfig, state_dir: Path, told: dict[str, 
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         health_check_period_s=config.ray.health_check_period_s,
         health_check_timeout_s=config.ray.health_check_timeout_s,
-        graceful_shutdown_timeout_s=max(
-            (contract.timeout_s for contract in config.contracts.values()), default=DEFAULT_TIMEOUT_S
-        ),
+        graceful_shutdown_timeout_s=config.ingress.lame_duck_s
+        + max((contract.timeout_s for contract in config.contracts.values()), default=DEFAULT_TIMEOUT_S),
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=START_ATTEMPTS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},

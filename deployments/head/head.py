@@ -277,9 +277,11 @@ class Head:
         ours = [INGRESS_APPLICATION]
         for name, application in self._applications.items():
             ours += applications_of(application, self._config.models[name])
-        graceful = threading.Thread(target=cluster.stop, args=(drain_s, ours), name="graceful-stop", daemon=True)
+        lame_duck_s = self._config.ingress.lame_duck_s
+        told = (drain_s, ours, lame_duck_s)
+        graceful = threading.Thread(target=cluster.stop, args=told, name="graceful-stop", daemon=True)
         graceful.start()
-        graceful.join(drain_s + STOP_S)
+        graceful.join(lame_duck_s + drain_s + STOP_S)
         attempt("end the guard", guard.close)
         attempt("end what is left", self._sweep)
         attempt("remove Ray's directory", cluster.remove_temporary)

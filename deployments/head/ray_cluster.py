@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -68,26 +68,30 @@ class RayCluster:
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
 
-    def stop(self, drain_s: float, applications: Collection[str]) -> None:
+    def stop(self, drain_s: float, applications: Sequence[str], lame_duck_s: float = 0.0) -> None:
         """Let requests that are under way end for at most `drain_s` seconds, and stop the `applications`.
+
+        The first of them is told `lame_duck_s` before the others: it still takes requests meanwhile, which they are to answer.
 
         Serve and Ray go with them if they are ours; on a cluster that ran already, others have applications of their own.
         """
         if ray.is_initialized():
             try:
-                self._drain(drain_s, applications)
+                self._drain(drain_s, applications, lame_duck_s)
                 if self.owned:
                     serve.shutdown()
             finally:
                 ray.shutdown()
 
     @staticmethod
-    def _drain(limit_s: float, applications: Collection[str]) -> None:
+    def _drain(limit_s: float, applications: Sequence[str], lame_duck_s: float) -> None:
         """Delete the applications and wait until they are gone: `serve.shutdown` waits 30 s, however long they may take."""
         present = serve.status().applications
-        for name in applications:
+        for number, name in enumerate(applications):
             if name in present:
                 serve.delete(name, _blocking=False)
+            if number == 0 and lame_duck_s > 0:
+                time.sleep(lame_duck_s)
         deadline = time.monotonic() + limit_s
         while not serve.status().applications.keys().isdisjoint(applications) and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_S)

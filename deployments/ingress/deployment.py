@@ -130,11 +130,12 @@ class Ingress:
             raise RuntimeError("the HTTP server of the ingress has stopped")
 
     async def __del__(self) -> None:
-        """Serve awaits this when it stops an ingress gracefully: running requests end first."""
+        """Serve awaits this when it stops an ingress gracefully: others send elsewhere first, and running requests end."""
         if not hasattr(self, "_lag"):
             return
         self._lag.cancel()
-        await self._server.stop()
+        self._health.leaving = True
+        await self._server.stop(self._app.config.ingress.lame_duck_s)
         self._precision.stop()
         self._experts.stop()
         self._pools.stop()

@@ -77,6 +77,8 @@ class Health:
         self._clients = dict(clients)
         self._channel = channel
         self._known = known_replicas
+        self.leaving = False
+        """This ingress is to stop, and nobody is to send it anything new."""
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, clients: Mapping[str, ModelClient]) -> None:

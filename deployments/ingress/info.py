@@ -15,6 +15,7 @@ from deployments.telemetry.metrics import ReplicaStats
 
 READY, SILENT, PARKED = "ready", "silent", "parked"
 """States of a replica in the metrics."""
+EXCLUDE_MODELS = b"exclude=models"
 
 
 class InfoPages:
@@ -29,15 +30,20 @@ class InfoPages:
         await exchange.respond(200, b'{"status":"alive"}')
 
     async def ready(self, exchange: Exchange, _key: KeyRecord | None) -> None:
-        """200 once every model can take a request or is parked, else 503; either way it names each model's state."""
+        """200 once every model can take a request or is parked, else 503; either way it names each model's state.
+
+        With `?exclude=models` (as the API server of Kubernetes has it) only this ingress counts. One that is to stop is not ready.
+        """
         health = self._services.health.models()
-        everything = all(model.healthy or model.parked for model in health.values())
+        alone = exchange.scope["query_string"] == EXCLUDE_MODELS
+        everything = alone or all(model.healthy or model.parked for model in health.values())
         models = {
             name: {"ready": model.healthy, "replicas": model.ready_replicas, "reason": model.reason or None}
             for name, model in health.items()
         }
-        body = json.dumps({"status": "ready" if everything else "not ready", "models": models}).encode()
-        await exchange.respond(200 if everything else 503, body)
+        takes = everything and not self._services.health.leaving
+        status = "stopping" if self._services.health.leaving else "ready" if everything else "not ready"
+        await exchange.respond(200 if takes else 503, json.dumps({"status": status, "models": models}).encode())
 
     async def models(self, exchange: Exchange, _key: KeyRecord | None) -> None:
         """The portfolio in OpenAI's form, with kinds, roles and engines."""

@@ -92,8 +92,16 @@ class IngressServer:
         """Whether it listens no more."""
         return self._task is None or self._task.done()
 
-    async def stop(self) -> None:
-        """Stop accepting, let running requests end, close."""
+    async def stop(self, lame_duck_s: float = 0.0) -> None:
+        """Stop accepting, let running requests end, close.
+
+        Before that, for `lame_duck_s`, requests are taken as ever, but each answer ends its connection: clients that keep
+        theirs open would come back here otherwise, until it is too late.
+        """
+        if lame_duck_s > 0:
+            # uvicorn makes the headers of its answers of these, once a second.
+            self._server.config.encoded_headers.append((b"connection", b"close"))
+            await asyncio.sleep(lame_duck_s)
         self._server.should_exit = True
         if self._task is not None:
             await self._task

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from cluster.config.cluster import ClusterConfig
 from cluster.config.contract import DEFAULT_TIMEOUT_S
+from cluster.config.deployment import PROBE_FAILURES, PROBE_PERIOD_S
 from deployments.render import layout, nulls, pods
 from deployments.render.layout import deployed, environment
 from deployments.render.rayservice import OLD_CLUSTER_S, RAY_VERSION
@@ -80,7 +81,8 @@ def chart_values(config: ClusterConfig) -> dict[str, Any]:
             "keys": layout.KEYS,
             "objectStoreBytes": config.ray.object_store_bytes,
             "oldClusterSeconds": OLD_CLUSTER_S,
-            "probePeriodSeconds": layout.PROBE_PERIOD_S,
+            "probeFailures": PROBE_FAILURES,
+            "probePeriodSeconds": PROBE_PERIOD_S,
             "rayBytes": layout.RAY_BYTES,
             "rayMillicpus": layout.RAY_MILLICPUS,
             "rayVersion": RAY_VERSION,

@@ -42,7 +42,6 @@ SURGE: Final = 1
 """Pods of a group beyond its replicas: while a replica is replaced, the new one starts before the old one stops."""
 GRACE_SLACK_S: Final = 30
 """Seconds that a pod may take to end beyond the longest request."""
-PROBE_PERIOD_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def groups(config: ClusterConfig) -> tuple[Group, ...]:
         gpus=0,
         min=config.ingress.replicas,
         max=config.ingress.replicas,
-        grace_s=longest_request_s(config) + GRACE_SLACK_S,
+        grace_s=math.ceil(config.ingress.lame_duck_s) + longest_request_s(config) + GRACE_SLACK_S,
         start_s=max(math.ceil(model.replicas.start_timeout_s) for model in config.models.values()),
         variables=() if password is None else (password,),
     )

@@ -6,6 +6,7 @@ import math
 from typing import Any, Final
 
 from cluster.config.cluster import ClusterConfig
+from cluster.config.deployment import PROBE_FAILURES, PROBE_PERIOD_S
 from deployments.render.layout import (
     CACHE,
     CONFIG,
@@ -14,7 +15,6 @@ from deployments.render.layout import (
     HEAD_MILLICPUS,
     HOME,
     KEYS,
-    PROBE_PERIOD_S,
     RAY_BYTES,
     RAY_MILLICPUS,
     STATE,
@@ -52,7 +52,7 @@ def worker_template(config: ClusterConfig, group: Group) -> Object:
     container = _container(config, "ray-worker", group.image, group.variables)
     container["resources"] = _resources(millicpus, group.memory_bytes + RAY_BYTES, group.gpus)
     container["livenessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=120)
-    container["readinessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=3)
+    container["readinessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=PROBE_FAILURES)
     drain = ["python", "-m", "deployments.render.drain", "--seconds", str(group.grace_s - GRACE_SLACK_S)]
     container["lifecycle"] = {"preStop": {"exec": {"command": drain}}}
     spec = _spec(config, container, group.grace_s)
@@ -62,7 +62,7 @@ def worker_template(config: ClusterConfig, group: Group) -> Object:
         # Once every model has answered for itself: a pod that nobody can be served by gets no request. Later on, one
         # model that is away is no reason to send the requests of all others away.
         container["startupProbe"] = _probe(port, "/readyz", failures=math.ceil((group.start_s + START_SLACK_S) / 5))
-        container["readinessProbe"] = _probe(port, "/livez", failures=3)
+        container["readinessProbe"] = _probe(port, "/readyz?exclude=models", failures=PROBE_FAILURES)
         container["volumeMounts"].append({"mountPath": KEYS, "name": "keys", "readOnly": True})
         secret = {"secretName": section(config).keys_secret, "defaultMode": 0o440}
         spec["volumes"].append({"name": "keys", "secret": secret})
@@ -85,7 +85,7 @@ def head_template(config: ClusterConfig) -> Object:
         {"containerPort": config.ingress.port, "name": "serve", "protocol": "TCP"},
     ]
     container["livenessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=120)
-    container["readinessProbe"] = _probe(DASHBOARD_PORT, "/api/gcs_healthz", failures=3)
+    container["readinessProbe"] = _probe(DASHBOARD_PORT, "/api/gcs_healthz", failures=PROBE_FAILURES)
     spec = _spec(config, container, 2 * GRACE_SLACK_S)
     files = _container(config, "models", where.image, ())
     files["command"] = ["pointsman", "models", "build", "--config", f"{CONFIG}/cluster.yaml"]

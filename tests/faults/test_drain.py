@@ -11,7 +11,7 @@ import pytest
 
 from tests.clusters import ROOT, simulated_config, start_cluster, stop_cluster
 from tests.faults.leftovers import Family
-from tests.faults.load import Streamed, chat
+from tests.faults.load import CHAT, Streamed, chat
 from tests.integration.cluster_processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -20,6 +20,7 @@ STEP_S = 0.05
 ANSWER_TOKENS = 160
 """Eight seconds of answer: more than it takes to tell everybody to stop."""
 DRAIN_S = 60
+LAME_DUCK_S = 6
 
 
 def test_down_finishes_what_is_under_way(state_dir: Path, free_port: int) -> None:
@@ -47,6 +48,37 @@ def test_down_finishes_what_is_under_way(state_dir: Path, free_port: int) -> Non
             assert min(stream.ended_at or 0.0 for stream in streams) > began + 1.0
             output, _ = down.communicate(timeout=60)
             assert down.returncode == 0, output
+        assert family.left() == []
+    finally:
+        stop_cluster(cluster.env)
+
+
+def test_a_lame_duck_says_so_and_answers(state_dir: Path, free_port: int) -> None:
+    config = simulated_config("alpha")
+    config["ingress"] = {"lame_duck_s": LAME_DUCK_S}
+    cluster = start_cluster(config, state_dir, free_port)
+    command = [sys.executable, "-m", "deployments.cli", "down"]
+    try:
+        family = Family.of(state_dir)
+        statuses = []
+        with cluster.client() as client:
+            assert client.get("/readyz?exclude=models").status_code == 200
+            with subprocess.Popen(command, env=cluster.env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as down:
+                wait_for(lambda: client.get("/readyz?exclude=models").status_code == 503, 20.0)
+                said = time.monotonic()
+                told = client.get("/readyz")
+                assert (told.status_code, told.json()["status"]) == (503, "stopping")
+                assert client.get("/livez").status_code == 200
+                while time.monotonic() < said + LAME_DUCK_S - 1.5:
+                    answer = client.post(CHAT, json=chat("alpha", 2))
+                    statuses.append((answer.status_code, answer.headers.get("connection")))
+                    time.sleep(0.1)
+                output, _ = down.communicate(timeout=60)
+                assert down.returncode == 0, output
+        assert len(statuses) > 10
+        assert {status for status, _ in statuses} == {200}
+        # Whoever keeps connections open is sent away.
+        assert statuses[-1][1] == "close"
         assert family.left() == []
     finally:
         stop_cluster(cluster.env)

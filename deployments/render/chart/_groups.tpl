@@ -17,7 +17,7 @@
   gpus: 0
   min: {{ int64 $config.ingress.replicas }}
   max: {{ int64 $config.ingress.replicas }}
-  grace: {{ add $longest $slack }}
+  grace: {{ add (ceil $config.ingress.lame_duck_s | int64) $longest $slack }}
   start: {{ $start }}
   variables: {{ if $config.records.password_env }}[{{ $config.records.password_env | quote }}]{{ else }}[]{{ end }}
 {{- range $name, $model := $config.models }}

@@ -2,12 +2,12 @@
 
 {{- define "pointsman.labels" -}}
 app.kubernetes.io/name: pointsman
-app.kubernetes.io/instance: {{ .Values.config.name }}
+app.kubernetes.io/instance: {{ .Values.config.name | quote }}
 {{- end }}
 
 {{- define "pointsman.metadata" -}}
 name: {{ .root.Values.config.name }}-{{ .name }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "pointsman.labels" .root | nindent 2 }}
 {{- end }}

@@ -22,7 +22,7 @@ runAsNonRoot: true
 
 {{- /* A list: the port, the path, how many failures in a row count, the seconds between two looks. */ -}}
 {{- define "pointsman.probe" -}}
-failureThreshold: {{ index . 2 }}
+failureThreshold: {{ int64 (index . 2) }}
 httpGet:
   path: {{ index . 1 }}
   port: {{ int64 (index . 0) }}
@@ -32,11 +32,11 @@ timeoutSeconds: 3
 
 {{- /* A list: the variable, the secret, the key in it. */ -}}
 {{- define "pointsman.fromSecret" -}}
-- name: {{ index . 0 }}
+- name: {{ index . 0 | quote }}
   valueFrom:
     secretKeyRef:
-      key: {{ index . 2 }}
-      name: {{ index . 1 }}
+      key: {{ index . 2 | quote }}
+      name: {{ index . 1 | quote }}
 {{- end }}
 
 {{- /* What every container has; a dictionary: root, name, image, variables, writes (the cache), online (reaches for models). */ -}}
@@ -51,7 +51,7 @@ securityContext:
 env:
   {{- range $name, $value := $pods.environment }}
   {{- if not (and $.online (eq $name "HF_HUB_OFFLINE")) }}
-  - name: {{ $name }}
+  - name: {{ $name | quote }}
     value: {{ $value | quote }}
   {{- end }}
   {{- end }}
@@ -64,7 +64,7 @@ env:
     valueFrom:
       secretKeyRef:
         key: HF_TOKEN
-        name: {{ $where.environment_secret }}
+        name: {{ $where.environment_secret | quote }}
         optional: true
   {{- end }}
 volumeMounts:
@@ -117,7 +117,7 @@ volumes:
   - {name: pools, emptyDir: {}}
   - name: pools-secret
     secret:
-      secretName: {{ $config.deployment.pools_secret }}
+      secretName: {{ $config.deployment.pools_secret | quote }}
       defaultMode: 0440
   {{- end }}
 {{- end }}
@@ -128,7 +128,7 @@ volumes:
 {{- $config := .root.Values.config -}}
 {{- $group := .group -}}
 {{- $isIngress := eq $group.name "ingress" -}}
-{{- $alive := list $pods.agentPort "/api/local_raylet_healthz" 3 $pods.probePeriodSeconds -}}
+{{- $alive := list $pods.agentPort "/api/local_raylet_healthz" $pods.probeFailures $pods.probePeriodSeconds -}}
 metadata:
   annotations:
     pointsman.dev/replicas: "{{ int64 $group.min }}-{{ int64 $group.max }}"
@@ -140,7 +140,7 @@ spec:
   {{- if $isIngress }}
     - name: keys
       secret:
-        secretName: {{ $config.deployment.keys_secret }}
+        secretName: {{ $config.deployment.keys_secret | quote }}
         defaultMode: 0440
   {{- end }}
   {{- if gt (int64 $group.gpus) 0 }}
@@ -157,7 +157,7 @@ spec:
         {{- $failures := divf (add (int64 $group.start) (int64 $pods.startSlackSeconds)) 5 | ceil | int64 }}
         {{- include "pointsman.probe" (list $config.ingress.port "/readyz" $failures $pods.probePeriodSeconds) | nindent 8 }}
       readinessProbe:
-        {{- include "pointsman.probe" (list $config.ingress.port "/livez" 3 $pods.probePeriodSeconds) | nindent 8 }}
+        {{- include "pointsman.probe" (list $config.ingress.port "/readyz?exclude=models" $pods.probeFailures $pods.probePeriodSeconds) | nindent 8 }}
       {{- else }}
       readinessProbe:
         {{- include "pointsman.probe" $alive | nindent 8 }}
@@ -210,7 +210,7 @@ spec:
       livenessProbe:
         {{- include "pointsman.probe" (list $pods.agentPort "/api/local_raylet_healthz" 120 $pods.probePeriodSeconds) | nindent 8 }}
       readinessProbe:
-        {{- include "pointsman.probe" (list $pods.dashboardPort "/api/gcs_healthz" 3 $pods.probePeriodSeconds) | nindent 8 }}
+        {{- include "pointsman.probe" (list $pods.dashboardPort "/api/gcs_healthz" $pods.probeFailures $pods.probePeriodSeconds) | nindent 8 }}
       resources:
         {{- include "pointsman.resources" (list (int64 $pods.headMillicpus) (int64 $pods.headBytes) 0) | nindent 8 }}
 {{- end }}

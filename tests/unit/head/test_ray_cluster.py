@@ -24,6 +24,7 @@ class World:
         self.now = 100.0
         self.gone_at = self.now + gone_after_s
         self.done = []
+        self.told_at = []
 
     def status(self):
         left = {} if self.now >= self.gone_at else {"ingress": 1, "model": 2}
@@ -32,6 +33,7 @@ class World:
     def delete(self, name, _blocking):
         assert not _blocking
         self.done.append(f"delete {name}")
+        self.told_at.append(self.now - 100.0)
 
     def sleep(self, seconds):
         self.now += seconds
@@ -40,13 +42,13 @@ class World:
         self.done.append("serve")
 
 
-def stop(world, monkeypatch, drain_s, address=None):
+def stop(world, monkeypatch, drain_s, address=None, lame_duck_s=0.0):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "shutdown", lambda: world.done.append("ray"))
     for name in ("status", "delete", "shutdown"):
         monkeypatch.setattr(serve, name, getattr(world, name))
     monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep))
-    RayCluster(RayConfig(address=address)).stop(drain_s, ["ingress", "model", "never-deployed"])
+    RayCluster(RayConfig(address=address)).stop(drain_s, ["ingress", "model", "never-deployed"], lame_duck_s)
 
 
 # Serve's own shutdown gives up after 30 seconds.
@@ -56,6 +58,13 @@ def test_applications_may_drain_as_long_as_they_are_allowed_to(monkeypatch, take
     stop(world, monkeypatch, drain_s)
     assert world.done == ["delete ingress", "delete model", "serve", "ray"]
     assert world.now - 100.0 == pytest.approx(waited_s, abs=0.3)
+
+
+def test_models_are_there_as_long_as_the_ingress_takes_requests(monkeypatch):
+    world = World(30)
+    stop(world, monkeypatch, 120, lame_duck_s=20)
+    assert world.told_at == [0.0, 20.0]
+    assert world.now - 100.0 == pytest.approx(30, abs=0.3)
 
 
 def test_on_a_cluster_that_ran_already_what_others_serve_stays(monkeypatch):

@@ -108,6 +108,7 @@ class FixedHealth(Health):
         self._scripted = clients
         self.believed = believed
         self.waking = Waking()
+        self.leaving = False
 
     def models(self) -> dict[str, ModelState]:
         return {name: self._of(name, client) for name, client in self._scripted.items()}
@@ -148,12 +149,13 @@ class BareIngress:
         sent = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
         if body:
             sent.append((b"content-length", str(len(body)).encode()))
+        path, _, query = path.partition("?")
         scope = {
             "type": "http",
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": sent,
         }
         incoming = [{"type": "http.request", "body": body, "more_body": False}]

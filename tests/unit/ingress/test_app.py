@@ -277,3 +277,14 @@ async def test_readiness_waits_for_every_model(ingress: BareIngress) -> None:
     assert reply.status == 503
     assert [name for name, model in models.items() if not model["ready"]] == ["mini"]
     assert models["mini"]["reason"]
+    # Whoever asks for this ingress alone is no worse off for it.
+    assert (await ingress.request("GET", "/readyz?exclude=models")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/readyz?exclude=models"])
+async def test_an_ingress_that_is_to_stop_is_not_ready(ingress: BareIngress, path: str) -> None:
+    ingress.health.leaving = True
+    reply = await ingress.request("GET", path)
+    assert (reply.status, json.loads(reply.body)["status"]) == (503, "stopping")
+    assert (await ingress.request("GET", "/livez")).status == 200
+    assert (await ingress.post(CHAT, chat())).status == 200

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from cluster.api.errors import ApiError
@@ -56,6 +57,32 @@ async def connected(port: int, limit: int = 65536) -> AsyncIterator[tuple[asynci
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def test_before_it_stops_answers_end_their_connections(free_port: int) -> None:
+    server = IngressServer(answer_all, IngressConfig(port=free_port, limits=LIMITS))
+    await server.start()
+    await asyncio.sleep(0.1)
+    async with connected(free_port) as (reader, writer):
+        writer.write(PLAIN)
+        assert b"connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\nxx"), 5)
+        stopping = asyncio.create_task(server.stop(3.0))
+        # uvicorn looks at its headers once a second.
+        await asyncio.sleep(1.5)
+        writer.write(PLAIN)
+        answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+    # Others are still let in.
+    assert (await exchange(free_port, PLAIN)).startswith(b"HTTP/1.1 200")
+    assert not stopping.done()
+    await asyncio.wait_for(stopping, 10)
+    with pytest.raises(ConnectionRefusedError):
+        await exchange(free_port, PLAIN)
+
+
+async def answer_all(scope: Scope, receive: Receive, send: Send) -> None:
+    await Exchange(scope, receive, send, LIMITS.slow_client_timeout_s).respond(200, b"xx")
 
 
 async def exchange(port: int, data: bytes) -> bytes:

@@ -55,6 +55,7 @@ def gpu_document() -> dict[str, Any]:
     made["models"]["qwen3-0.6b"]["replicas"]["scaling"] = {"target_kv_usage": None}
     made["models"]["hosted"]["upstream"]["base_url"] = "https://models.example.com:8443/v1"
     made["records"] = {"enabled": False}
+    made["ingress"]["lame_duck_s"] = 20
     made["deployment"] = {
         "image": "registry.example.com/pointsman-cpu:0.1.0",
         "gpu_image": f"registry.example.com/pointsman-gpu@sha256:{'ab' * 32}",

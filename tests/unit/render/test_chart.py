@@ -95,10 +95,21 @@ def test_a_value_that_is_changed_changes_what_follows_from_it(tmp_path: Path) ->
             "hosted": {"upstream": {"api_key_env": "OTHER_KEY"}},
         },
         "deployment": {"image": "registry.example.com/pointsman-cpu:0.2.0"},
-        "ingress": {"port": 9000, "replicas": 3},
+        "ingress": {"port": 9000, "replicas": 3, "lame_duck_s": 44.5},
     }
     _merge(document, changes)
     assert render(tmp_path, "llm", {"config": changes}) == by_name(manifests(parse(document)))
+
+
+def test_names_that_yaml_has_other_types_for_stay_names(document: Object, tmp_path: Path) -> None:
+    document["name"] = "true"
+    document["deployment"] |= {
+        "namespace": "1e3", "redis_secret": "0123", "ray_token_secret": "null", "keys_secret": "1", "environment_secret": "no",
+        "pools_secret": "1e1", "storage_class": "yes",
+    }  # fmt: skip
+    config = parse(document)
+    write_chart(config, tmp_path)
+    assert render(tmp_path, "1e3") == by_name(manifests(config))
 
 
 def test_a_null_survives(document: Object, tmp_path: Path) -> None:

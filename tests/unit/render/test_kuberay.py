@@ -298,7 +298,10 @@ def test_the_ingress_is_asked_whether_it_can_answer(rendered: list[Object], conf
     (container,) = templates(rendered)["ingress"]["spec"]["containers"]
     port = config.ingress.port
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": port}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/livez", "port": port}
+    asked = container["readinessProbe"]
+    assert asked["httpGet"] == {"path": "/readyz?exclude=models", "port": port}
+    # By then Kubernetes has noticed that it stops.
+    assert config.ingress.lame_duck_s > asked["periodSeconds"] * asked["failureThreshold"]
     slowest = max(model.replicas.start_timeout_s for model in config.models.values())
     assert container["startupProbe"]["failureThreshold"] * container["startupProbe"]["periodSeconds"] > slowest
 

@@ -32,6 +32,7 @@ SPOILT: dict[str, Spoil] = {
     "deployment.otlp_endpoint": lambda made: made["deployment"].pop("otlp_endpoint"),
     "ingress.host": lambda made: made["ingress"].update(host="127.0.0.1"),
     "ingress.port": lambda made: made["ingress"].update(port=80),
+    "ingress.lame_duck_s": lambda made: made["ingress"].update(lame_duck_s=19),
     "keys.path": lambda made: made.update(keys={"path": "/etc/keys"}),
     "telemetry.traces": lambda made: made["telemetry"].update(traces="store"),
     "records.url": lambda made: made["records"].update(url="postgresql://db/records?sslmode=disable"),
