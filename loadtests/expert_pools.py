@@ -98,22 +98,23 @@ class Plan:
     """Of each answer."""
     texts: int
     threads: int
-    """Of each engine."""
+    """Of the engine."""
+    trunk_threads: int
 
-    def in_format(self, dtype: Dtype) -> ModelConfig:
+    def in_format(self, dtype: Dtype, threads: int) -> ModelConfig:
         """The model in a number format, its threads on any cores."""
         engine = self.model.engine.model_copy(update={"dtype": dtype, "prefix_caching": False})
-        replicas = self.model.replicas.model_copy(update={"omp_threads": self.threads, "cpu_cores": None})
+        replicas = self.model.replicas.model_copy(update={"omp_threads": threads, "cpu_cores": None})
         return self.model.model_copy(update={"engine": engine, "replicas": replicas})
 
 
 @asynccontextmanager
 async def arms(plan: Plan, dtype: Dtype) -> AsyncIterator[tuple[VllmEngine, VllmEngine]]:
     """The engine, and the trunk with its pools; one of them is to work at a time. Raises what engines raise."""
-    model = plan.in_format(dtype)
+    whole, parted = plan.in_format(dtype, plan.threads), plan.in_format(dtype, plan.trunk_threads)
     with pools(plan.checkpoint, plan.holdings, dtype, plan.folder) as told:
         files = trunk_files(plan.folder, plan.holdings, [str(pool["address"]) for pool in told])
-        async with running(plan.checkpoint, model, None) as engine, running(plan.checkpoint, model, files) as trunk:
+        async with running(plan.checkpoint, whole, None) as engine, running(plan.checkpoint, parted, files) as trunk:
             yield engine, trunk
 
 
@@ -201,10 +202,13 @@ def expert_pools(
     streams: Annotated[str, typer.Option(help="Numbers of streams, with commas between them.")] = "16,1",
     max_tokens: Annotated[int, typer.Option(min=8, max=1024, help="Tokens of each answer.")] = 64,
     texts: Annotated[int, typer.Option(min=0, max=2000, help="Texts that are read by both; 0: none.")] = 200,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 2,
+    threads: Annotated[
+        tuple[int, int],
+        typer.Option(min=1, help="Threads of the engine, and of the trunk, which shares cores with pools."),
+    ] = (2, 1),
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too, as JSON.")] = None,
 ) -> None:
-    """Speed, differences and memory of expert pools on one machine. Pools have a thread each, engines as many as asked for."""
+    """Speed, differences and memory of expert pools on one machine. Pools have a thread each, engine and trunk as many as asked for."""
     screen = console()
     try:
         _, chosen = vllm_model(config, model)
@@ -222,7 +226,7 @@ def expert_pools(
                 [int(one) for one in streams.split(",")],
                 max_tokens,
                 texts,
-                threads,
+                *threads,
             )
             speed, agreed, held = asyncio.run(measure(plan, screen.print))
     except (ConfigError, ModelError, CheckpointError, EngineStartError, MeasureError, ValueError) as error:
