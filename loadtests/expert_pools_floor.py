@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from deployments.experts.kernels import Packed, Pairs
+
 START_S = 60.0
 
 
@@ -28,18 +30,11 @@ class _NoKernel:
     name = "nothing"
     alignment = 1
 
-    def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
         return w13[:, :1, :1].clone(), w2[:, :1, :1].clone()
 
-    def compute(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        packed: tuple[torch.Tensor, torch.Tensor],
-        weights: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> None:
-        del x, packed, weights, slots
+    def compute(self, out: torch.Tensor, x: torch.Tensor, packed: Packed, pairs: Pairs) -> None:
+        del x, packed, pairs
         out.zero_()
 
 

@@ -11,27 +11,37 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deployments.experts.kernels import ExpertKernel, TorchKernel
+from deployments.engines.vllm_scratchpad import ScratchPad
+from deployments.experts.kernels import ExpertKernel, Packed, Pairs, TorchKernel
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
 
+SAMPLE_EXPERTS: Final = 3
+SAMPLE_ROWS: Final = (1, 5, 70)
 ALIGNMENT: Final = 32
 """What vLLM's kernels ask of the hidden and the intermediate size, on every processor that is named here."""
 
 
 class VllmCpuKernel:
-    """`cpu_fused_moe` on weights packed in advance: what an engine on this processor computes its experts with."""
+    """`cpu_fused_moe` on weights packed in advance: what an engine on this processor computes its experts with.
+
+    In 16 bits it rounds each sum that it gives out; `pad` has them before that.
+    """
 
     alignment = ALIGNMENT
 
-    def __init__(self, isa: str) -> None:
-        self.name = f"vllm {isa}"
-        self._isa = isa
+    def __init__(self, dtype: torch.dtype, pad: ScratchPad | None = None) -> None:
+        import torch
 
-    def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._isa = _isa(dtype)
+        self._pad = pad
+        self.name = f"vllm {self._isa}"
+        self._ones = torch.ones(1, 1)
+
+    def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
         return self._packed(w13), self._packed(w2)
 
     def _packed(self, weight: torch.Tensor) -> torch.Tensor:
@@ -41,43 +51,80 @@ class VllmCpuKernel:
         torch.ops._C.prepack_moe_weight(weight, packed, self._isa)
         return packed
 
-    def compute(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        packed: tuple[torch.Tensor, torch.Tensor],
-        weights: torch.Tensor,
-        slots: torch.Tensor,
-    ) -> None:
+    def compute(self, out: torch.Tensor, x: torch.Tensor, packed: Packed, pairs: Pairs) -> None:
+        given, sums = self.each(x, packed, pairs)
+        out.zero_().index_add_(0, pairs.rows, (given.float() if sums is None else sums).mul_(pairs.weights))
+
+    def each(self, x: torch.Tensor, packed: Packed, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """For each pair (pairs, hidden) what its expert says of its row: as the kernel gives it out, and before it was rounded.
+
+        Weights do not count. Raises what `ScratchPad.sums` raises.
+        """
         import torch
 
-        torch.ops._C.cpu_fused_moe(out, x, *packed, None, None, weights, slots, False, "silu", self._isa)
+        count = len(pairs.rows)
+        if len(self._ones) < count:
+            self._ones = torch.ones(2 * count, 1)
+        rows, slots, ones = x.index_select(0, pairs.rows), pairs.slots.unsqueeze(1), self._ones[:count]
+        given = torch.empty_like(rows)
+        torch.ops._C.cpu_fused_moe(given, rows, *packed, None, None, ones, slots, False, "silu", self._isa)
+        experts, hidden, size = packed[1].shape
+        return given, None if self._pad is None else self._pad.sums(experts, count, size, hidden)
 
 
 def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
-    """The best kernel for this processor, number format and hidden size; the log says why it is the plain one."""
+    """The best kernel for this processor, number format and hidden size; the log says why it is another one than vLLM's."""
     import torch
 
     if hidden % ALIGNMENT:
         _log.warning("experts are computed in plain torch: the hidden size %d is no multiple of %d", hidden, ALIGNMENT)
         return TorchKernel()
     try:
-        _load_operators()
+        library = _load_operators()
     except (OSError, LookupError) as error:
         _log.warning("experts are computed in plain torch: vLLM's operators cannot be loaded (%s)", error)
         return TorchKernel()
-    kernel = VllmCpuKernel(_isa(dtype))
     try:
         # Whether the library has the kernel for this number format is told by calling it.
-        sample = kernel.pack(
-            torch.zeros(1, 2 * ALIGNMENT, hidden, dtype=dtype), torch.zeros(1, hidden, ALIGNMENT, dtype=dtype)
-        )
-        x = torch.zeros(1, hidden, dtype=dtype)
-        kernel.compute(torch.empty_like(x), x, sample, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32))
+        if dtype == torch.float32:
+            _try(VllmCpuKernel(dtype), dtype, hidden)
+            return VllmCpuKernel(dtype)
+        return _unrounded(dtype, hidden, library)
     except (RuntimeError, AttributeError) as error:
         _log.warning("experts are computed in plain torch: vLLM's kernel refuses %s (%s)", dtype, error)
         return TorchKernel()
-    return kernel
+
+
+def _unrounded(dtype: torch.dtype, hidden: int, library: str) -> VllmCpuKernel:
+    """With sums that are not rounded, if they are where they should be."""
+    plain = VllmCpuKernel(dtype)
+    _try(plain, dtype, hidden)
+    try:
+        kernel = VllmCpuKernel(dtype, ScratchPad(library))
+        if all(_try(kernel, dtype, hidden) for _ in range(2)):
+            return kernel
+        why = "it has something else there"
+    except (AttributeError, LookupError, OSError) as error:
+        why = str(error)
+    _log.warning("pools round each part of a sum, so answers differ from an engine's: %s", why)
+    return plain
+
+
+def _try(kernel: VllmCpuKernel, dtype: torch.dtype, hidden: int) -> bool:
+    """Whether sums, rounded, are what the kernel gives out, for batches of several sizes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    w13 = torch.randn(SAMPLE_EXPERTS, 2 * ALIGNMENT, hidden, generator=generator) / hidden**0.5
+    w2 = torch.randn(SAMPLE_EXPERTS, hidden, ALIGNMENT, generator=generator) / ALIGNMENT**0.5
+    packed = kernel.pack(w13.to(dtype), w2.to(dtype))
+    same = True
+    for count in SAMPLE_ROWS:
+        x = torch.randn(count, hidden, generator=generator).to(dtype)
+        slots = torch.randint(0, SAMPLE_EXPERTS, (count,), generator=generator).sort().values.int()
+        given, sums = kernel.each(x, packed, Pairs(torch.arange(count, dtype=torch.int32), slots, torch.ones(count, 1)))
+        same = same and sums is not None and bool((sums.to(dtype) == given).all())
+    return same
 
 
 def _isa(dtype: torch.dtype) -> str:
@@ -93,16 +140,17 @@ def _isa(dtype: torch.dtype) -> str:
     return "vec"
 
 
-def _load_operators() -> None:
-    """Load the build of vLLM's operators that vLLM itself would choose (its `platforms/cpu.py`)."""
+def _load_operators() -> str:
+    """Load the build of vLLM's operators that vLLM itself would choose (its `platforms/cpu.py`); returns its path."""
     import torch
 
-    if hasattr(torch.ops._C, "cpu_fused_moe"):
-        return
     found = importlib.util.find_spec("vllm")
     if found is None or not found.submodule_search_locations:
         raise LookupError("vLLM is not installed")
     name = "_C"
     if platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported():
         name = "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
-    torch.ops.load_library(str(Path(found.submodule_search_locations[0], f"{name}.abi3.so")))
+    path = str(Path(found.submodule_search_locations[0], f"{name}.abi3.so"))
+    if not hasattr(torch.ops._C, "cpu_fused_moe"):
+        torch.ops.load_library(path)
+    return path

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cluster.experts.dispatch import spread
@@ -31,8 +30,6 @@ from deployments.experts.trunk_files import TrunkFiles
 from deployments.experts.wire import PAIR_BYTES
 
 _POLL_S: Final = 0.005
-LAST_BIT: Final = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
-"""Of the number 1."""
 
 
 class PoolClient:
@@ -58,18 +55,13 @@ class PoolClient:
         self._changing = threading.Lock()
         """Held while another map takes the place of the one in force, or of one that waits for that."""
         self._pairs: Numbers = np.arange(0)
-        self._shares = _shares(model.dtype)
-        row = np.zeros(model.hidden, dtype=np.int32)
-        self._scratch = row, row.view(np.float32)
         self.degraded_rows = 0
         """Rows times layers, since start."""
         self.resent_rows = 0
 
     def open(self) -> None:
         """Connect. Raises `PoolsUnreachableError` if experts are still out of reach after `outage_s`; parked ones are not."""
-        shape, dtype = (1, self._model.hidden), self._model.dtype
-        part = np.zeros(shape, dtype="<u2" if dtype == "bfloat16" else "<f4")
-        self._loops.warm(np.zeros(shape, dtype=f"i{WIDTHS[dtype]}"), part)
+        self._loops.warm(np.zeros((1, self._model.hidden), dtype=f"i{WIDTHS[self._model.dtype]}"))
         first = self._links.prepare(self._file.first, frozenset(), ())
         self._links.change(first)
         self._file.taken(first.pool_map.version)
@@ -239,19 +231,17 @@ class PoolClient:
             taken += share.rows
 
     def _send(self, job: Job, link: Link, pool: str, pairs: Numbers) -> None:
-        count, k, copies = len(pairs), job.experts.shape[1], len(self._shares)
-        row_bytes = job.raw.shape[1] * job.raw.itemsize
+        count, k = len(pairs), job.experts.shape[1]
         # As much as it can be at most.
-        link.room(copies * (max(2 * count, self._loops.SMALL_BATCH) * PAIR_BYTES + count * row_bytes))
-        flat = job.experts.reshape(-1), job.weights.reshape(-1)
-        rows, places, different = self._loops.pack(job.raw, *flat, pairs, k, link.body, self._shares)
+        link.room(count * (PAIR_BYTES + job.raw.shape[1] * job.raw.itemsize))
+        rows = self._loops.pack(job.raw, job.experts.reshape(-1), job.weights.reshape(-1), pairs, k, link.body)
         try:
-            link.request(job.layer, len(rows), places, copies)
+            link.request(job.layer, len(rows), count)
         except LinkError as error:
             self._links.drop(link, error)
             job.failed.append(pairs)
             return
-        job.sent.append(Sent(link, pool, pairs, rows, different))
+        job.sent.append(Sent(link, pool, pairs, rows))
 
     def _gather(self, job: Job, sent: Sent) -> None:
         try:
@@ -260,13 +250,12 @@ class PoolClient:
             self._links.drop(sent.link, error)
             job.failed.append(sent.pairs)
             return
-        # All rows, each once: nothing has to be zero before.
-        whole = len(sent.rows) // len(self._shares) == len(job.raw) and sent.different
-        fresh = len(job.raw) if job.total is None and whole else 0
+        fresh = job.total is None and len(sent.rows) == len(job.raw)
         if job.total is None:
+            # Where all rows come, nothing has to be zero before.
             job.total = np.empty(job.raw.shape, np.float32) if fresh else np.zeros(job.raw.shape, np.float32)
         counts = job.use.counts(sent.pool, sent.link.replica.name)
-        self._loops.add(job.total, part, sent.rows, fresh, self._scratch, counts, sent.pairs, job.experts.shape[1])
+        self._loops.add(job.total, part, sent.rows, fresh, counts, sent.pairs, job.experts.shape[1])
 
     def _all_reached(self, job: Job, pairs: Numbers) -> tuple[Numbers, Numbers]:
         """The pairs to be sent in place of `pairs`, some of which nobody can compute now, and their pools.
@@ -294,16 +283,3 @@ class PoolClient:
         pairs, rows = job.stand_in(pairs, routes)
         self.degraded_rows += rows
         return pairs, routes.pools(job.layer, job.experts.reshape(-1)[pairs])
-
-
-def _shares(dtype: str) -> npt.NDArray[np.float32]:
-    """How the weights of a row are shared out over its copies: they add up to 1.
-
-    A pool's sum is rounded to the 16 bits of the engine, and the sum over pools once more. So a row is sent twice, with halves of
-    the weights that are apart by half of a last bit for a sum in the middle of its binade: the sum of both has half the
-    error. What takes the time is reading the experts' weights, which is done once.
-    """
-    if WIDTHS[dtype] == 4:
-        return np.ones(1, dtype=np.float32)
-    apart = LAST_BIT[dtype] / 4 / 2**0.5
-    return np.array([(1 - apart) / 2, (1 + apart) / 2], dtype=np.float32)

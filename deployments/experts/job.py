@@ -29,9 +29,7 @@ class Sent:
     pairs: Numbers
     """Places in the flat list of rows and experts."""
     rows: Numbers
-    """Of the layer, in the order in which they were sent, copies after each other."""
-    different: bool
-    """No row is in a copy twice."""
+    """Of the layer, each once, in the order in which they were sent."""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from deployments.experts.wire import (
     MAX_JSON_BYTES,
     NONCE_BYTES,
     PAIR_BYTES,
+    SUM_BYTES,
     FrameKind,
     Header,
     ProtocolError,
@@ -38,8 +39,6 @@ from deployments.experts.wire import (
 FIRST_BUFFER_BYTES: Final = 1024 * 1024
 WIDTHS: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number in the formats that an engine may compute in."""
-TOLD: Final = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}
-"""What NumPy takes such numbers for."""
 
 
 class LinkError(Exception):
@@ -69,8 +68,6 @@ class Link:
         self._answer = bytearray(FIRST_BUFFER_BYTES)
         self._hidden = model.hidden
         self._row_bytes = model.hidden * WIDTHS[model.dtype]
-        self._told = np.dtype(TOLD[model.dtype])
-        self._copies = 1
         self._sequence = 0
         self._sent = 0.0
         self._timeout_s = 0.0
@@ -113,26 +110,22 @@ class Link:
         )
         self.body = words, floats, units
 
-    def request(self, layer: int, rows: int, places: int, copies: int) -> None:
-        """Send what was written for `rows` rows, copies included, with so many places for experts each."""
+    def request(self, layer: int, rows: int, pairs: int) -> None:
+        """Send what was written for so many rows and pairs of row and expert."""
         self._sequence = (self._sequence + 1) % 2**32
-        size = rows * (places * PAIR_BYTES + self._row_bytes)
+        size = pairs * PAIR_BYTES + rows * self._row_bytes
         limit = int(self._timeout_s * 1e6)
-        Header(FrameKind.REQUEST, self._sequence, layer, rows, rows * places, size, limit, copies).pack_into(self._out)
-        self._copies = copies
+        Header(FrameKind.REQUEST, self._sequence, layer, rows, pairs, size, limit).pack_into(self._out)
         self._sent = time.perf_counter()
         try:
             self._socket.sendall(memoryview(self._out)[: HEADER.size + size])
         except OSError as error:
             raise self._failed(error) from None
-        self.in_flight_rows += rows // copies
+        self.in_flight_rows += rows
 
-    def reply(self, rows: int) -> npt.NDArray[Any]:
-        """Wait for the answer to the last request: its `rows` rows (rows, hidden), good until the next call.
-
-        bfloat16, which NumPy does not know, comes as numbers of 16 bits without sign; all else as float32.
-        """
-        total = HEADER.size + rows * self._row_bytes
+    def reply(self, rows: int) -> npt.NDArray[np.float32]:
+        """Wait for the answer to the last request: sums for its `rows` rows (rows, hidden), good until the next call."""
+        total = HEADER.size + rows * self._hidden * SUM_BYTES
         if len(self._answer) < total:
             self._answer = bytearray(2 * total)
         view = memoryview(self._answer)[:total]
@@ -142,11 +135,10 @@ class Link:
             raise self._failed(error) from None
         if header.kind != FrameKind.REPLY or header.sequence != self._sequence or header.rows != rows:
             raise LinkError(f"replica {self.replica.name!r} answered something else than it was asked")
-        self.in_flight_rows -= rows // self._copies
+        self.in_flight_rows -= rows
         self.waiting_rows = header.pairs
-        self.cost.add(rows // self._copies, time.perf_counter() - self._sent)
-        part = np.frombuffer(self._answer, self._told, rows * self._hidden, HEADER.size).reshape(rows, self._hidden)
-        return part if self._told != np.float16 else part.astype(np.float32)
+        self.cost.add(rows, time.perf_counter() - self._sent)
+        return np.frombuffer(self._answer, "<f4", rows * self._hidden, HEADER.size).reshape(rows, self._hidden)
 
     def stats(self) -> dict[str, Any]:
         """Ask the replica for its report. Not between a request and its answer."""

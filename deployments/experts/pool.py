@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from cluster.experts.pools import Holding, holding_to_json
-from deployments.experts.kernels import ExpertKernel
+from deployments.experts.kernels import ExpertKernel, Packed, Pairs
 from deployments.experts.source import ExpertSource
-from deployments.experts.wire import PAIR_BYTES, Header, ProtocolError
+from deployments.experts.wire import PAIR_BYTES, SUM_BYTES, Header, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32"
 class _Layer:
     """Experts of one layer."""
 
-    packed: tuple[torch.Tensor, torch.Tensor]
+    packed: Packed
     slot_of: npt.NDArray[np.int32]
     """Expert to its place in `packed`; -1: not held."""
     held: frozenset[int]
@@ -56,8 +56,6 @@ class ExpertPool:
         self._checkpoint = checkpoint
         self._dtype = DTYPES[dtype]
         self._kernel = kernel_for(self._dtype, self.hidden)
-        self.row_bytes = self.hidden * self._dtype.itemsize
-        """Of a row, as it comes and as it goes."""
         self._padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
         self._tokens: dict[int, npt.NDArray[np.float64]] = {}
         """Rows computed, by layer and expert."""
@@ -102,33 +100,42 @@ class ExpertPool:
 
     def request_bytes(self, header: Header) -> int:
         """How long the body of a REQUEST with this header has to be."""
-        return header.rows * self.row_bytes + header.pairs * PAIR_BYTES
+        return header.rows * self.hidden * self._dtype.itemsize + header.pairs * PAIR_BYTES
 
-    @torch.inference_mode()
+    def reply_bytes(self, header: Header) -> int:
+        """How long the body of the answer is."""
+        return header.rows * self.hidden * SUM_BYTES
+
     def compute(self, header: Header, body: memoryview, out: memoryview) -> float:
         """Write the rows of the answer to `out`; returns seconds. Raises `ProtocolError` for what is not held or amiss.
 
         Few calls: what they do is less than what it takes to make them, and a trunk waits.
         """
         begun = time.perf_counter()
-        rows, places, layer = header.rows, header.pairs, self._layers.get(header.layer)
+        rows, count, layer = header.rows, header.pairs, self._layers.get(header.layer)
         if layer is None:
             raise ProtocolError(f"no expert of layer {header.layer} is held here")
-        experts = np.frombuffer(body, dtype="<i4", count=places)
+        numbers = np.frombuffer(body, dtype="<i4", count=2 * count).reshape(2, count)
         # As numbers without a sign, negative ones are out of range, too.
-        if experts.view("<u4").max() >= len(layer.slot_of):
-            raise ProtocolError("experts are out of range")
+        rows_of, experts = numbers.view("<u4")
+        if rows_of.max() >= rows or experts.max() >= len(layer.slot_of):
+            raise ProtocolError("rows or experts are out of range")
         slots = layer.slot_of[experts]
         if slots.min() < 0:
             missing = sorted(set(experts[slots < 0].tolist()))
             raise ProtocolError(f"experts {missing} of layer {header.layer} are not held here")
-        count, shape, each = rows * self.hidden, (rows, self.hidden), (rows, places // rows)
+        if (slots[1:] < slots[:-1]).any():
+            raise ProtocolError("pairs are not sorted by expert")
+        shape = rows, self.hidden
         self._kernel.compute(
-            torch.frombuffer(out, dtype=self._dtype, count=count).view(shape),
-            torch.frombuffer(body, dtype=self._dtype, count=count, offset=PAIR_BYTES * places).view(shape),
+            torch.frombuffer(out, dtype=torch.float32, count=rows * self.hidden).view(shape),
+            torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * count).view(shape),
             layer.packed,
-            torch.frombuffer(body, dtype=torch.float32, count=places, offset=4 * places).view(each),
-            torch.from_numpy(slots).view(each),
+            Pairs(
+                torch.from_numpy(numbers[0]),
+                torch.from_numpy(slots),
+                torch.frombuffer(body, dtype=torch.float32, count=count, offset=8 * count).view(count, 1),
+            ),
         )
         took = time.perf_counter() - begun
         self.busy_s += took
@@ -137,13 +144,9 @@ class ExpertPool:
 
     def count(self, header: Header, body: memoryview) -> int:
         """Take a request that was computed into the count; returns its pairs of row and expert."""
-        places = header.pairs // header.copies
-        experts = np.frombuffer(body, dtype="<i4", count=places)
-        weights = np.frombuffer(body, dtype="<f4", count=places, offset=4 * header.pairs)
-        # Places without weight are free ones.
-        counts = np.bincount(experts, weights != 0, self._checkpoint.experts)
-        self._tokens[header.layer] += counts
-        return int(counts.sum())
+        experts = np.frombuffer(body, dtype="<i4", count=header.pairs, offset=4 * header.pairs)
+        self._tokens[header.layer] += np.bincount(experts, minlength=self._checkpoint.experts)
+        return header.pairs
 
     @property
     def pairs(self) -> int:

@@ -199,7 +199,7 @@ class PoolServer:
             if header.kind == FrameKind.REQUEST:
                 peer.queued = True
                 peer.arrived = time.monotonic()
-                self._waiting_rows += header.rows // header.copies
+                self._waiting_rows += header.rows
                 self._queue.append(peer)
                 return
             body = bytes(memoryview(peer.buffer)[HEADER.size : size])
@@ -217,8 +217,6 @@ class PoolServer:
         elif header.kind == FrameKind.REQUEST:
             if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= MAX_ROWS * 16):
                 raise ProtocolError(f"{header.rows} rows with {header.pairs} pairs are more or fewer than are taken")
-            if header.pairs % header.rows or not 0 < header.copies <= header.rows or header.rows % header.copies:
-                raise ProtocolError("not all rows have as many places for experts, or as many copies")
             if header.body != self._pool.request_bytes(header):
                 raise ProtocolError("the body is not as long as its rows and pairs are")
         elif header.kind != FrameKind.STATS or header.body or header.rows:
@@ -228,7 +226,7 @@ class PoolServer:
         """Compute the request at the beginning of a peer's buffer."""
         header = read_header(peer.buffer)
         size = HEADER.size + header.body
-        self._waiting_rows -= header.rows // header.copies
+        self._waiting_rows -= header.rows
         peer.queued = False
         if peer.socket not in self._peers:
             return
@@ -246,7 +244,7 @@ class PoolServer:
             # The trunk has given it up and asked somebody else.
             self._expired += 1
             return
-        size = HEADER.size + header.rows * self._pool.row_bytes
+        size = HEADER.size + self._pool.reply_bytes(header)
         if len(self._answer) < size:
             # A new one: tensors still look into the old.
             self._answer = bytearray(size)

@@ -6,8 +6,10 @@ Numbers are little-endian. The peers prove to each other that they know a secret
     pool  -> trunk   CHALLENGE  32 random bytes
     trunk -> pool    HELLO      JSON: proof, random bytes of its own
     pool  -> trunk   WELCOME    JSON: proof, what it holds, of which model
-    trunk -> pool    REQUEST    experts (int32) and weights (float32) of each row, all of which have as many, then the rows
-    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows, in the number format of the rows
+    trunk -> pool    REQUEST    of each pair of row and expert the row's place below (int32), the expert (int32) and its weight
+                                (float32), each kind of number together, sorted by expert; then the rows, in the engine's
+                                number format
+    pool  -> trunk   REPLY      the weighted sum of the experts for each of the rows (float32)
     trunk -> pool    STATS      answered with STATS: JSON
 """
 
@@ -25,14 +27,16 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 MAGIC: Final = b"PX"
-HEADER: Final = struct.Struct("<2sBBIIIIIIB3x")
+HEADER: Final = struct.Struct("<2sBBIIIIII4x")
 NONCE_BYTES: Final = 32
 MAX_GREETING_BYTES: Final = 4096
 """Body of a frame from a peer that has not proved itself yet."""
 MAX_JSON_BYTES: Final = 8 * 2**20
-PAIR_BYTES: Final = 8
+PAIR_BYTES: Final = 12
+SUM_BYTES: Final = 4
+"""Of a number in a REPLY."""
 MAX_ROWS: Final = 65_536
 SOCKET_BUFFER_BYTES: Final = 4 * 2**20
 HELLO_S: Final = 5.0
@@ -64,14 +68,11 @@ class Header(NamedTuple):
     layer: int = 0
     rows: int = 0
     pairs: int = 0
-    """In a REQUEST: places for experts of all rows together, of which those without weight are free; in a REPLY: rows that wait
-    at the pool."""
+    """In a REQUEST: of row and expert; in a REPLY: rows that wait at the pool."""
     body: int = 0
     """Bytes that follow."""
     microseconds: int = 0
     """In a REQUEST: how long the trunk waits for an answer; in a REPLY: how long the computation took."""
-    copies: int = 1
-    """In a REQUEST: how often its rows are there, one after the other, with other weights; they count once."""
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
         """Write it to the beginning of `buffer`."""

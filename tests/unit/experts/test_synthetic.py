@@ -44,7 +44,9 @@ def test_a_pool_computes_what_the_source_says() -> None:
     made = SyntheticCheckpoint(LAYERS, EXPERTS, seed=3)
     pool = simulated_pool(made, {layer: frozenset(range(EXPERTS)) for layer in made.layers})
     x, experts, weights = rows_of(4), np.array([[0, 5], [2, 1], [5, 4], [3, 0]], "<i4"), rows_of(4, 2)
-    body = experts.tobytes() + weights.tobytes() + x.tobytes()
+    order = experts.reshape(-1).argsort(kind="stable")
+    pairs = (np.repeat(np.arange(4, dtype="<i4"), 2), experts.reshape(-1), weights.reshape(-1))
+    body = b"".join(numbers[order].tobytes() for numbers in pairs) + x.tobytes()
     for layer in made.layers:
         out = bytearray(x.nbytes)
         pool.compute(Header(FrameKind.REQUEST, 1, layer, 4, 8, len(body)), memoryview(bytearray(body)), memoryview(out))
