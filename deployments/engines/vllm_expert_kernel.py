@@ -11,14 +11,21 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from deployments.engines.vllm_scratchpad import ScratchPad
-from deployments.experts.kernels import ExpertKernel, Packed, Pairs, TorchKernel
+from deployments.experts.kernels import ExpertKernel, Packed, Pairs, Rows, Sums, TorchKernel
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
 
+HALF: Final = 2
+"""Bytes of a number that NumPy does not know, or not as torch does."""
+KEPT: Final = 128
+"""Batches of up to so many pairs keep their memory: what is asked anew each time takes longer than what is written there."""
 SAMPLE_EXPERTS: Final = 3
 SAMPLE_ROWS: Final = (1, 5, 70)
 ALIGNMENT: Final = 32
@@ -33,13 +40,12 @@ class VllmCpuKernel:
 
     alignment = ALIGNMENT
 
-    def __init__(self, dtype: torch.dtype, pad: ScratchPad | None = None) -> None:
-        import torch
-
+    def __init__(self, dtype: torch.dtype, hidden: int, pad: ScratchPad | None = None) -> None:
         self._isa = _isa(dtype)
         self._pad = pad
+        self._hidden, self._dtype = hidden, dtype
         self.name = f"vllm {self._isa}"
-        self._ones = torch.ones(1, 1)
+        self._batches: dict[int, _Batch] = {}
 
     def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
         return self._packed(w13), self._packed(w2)
@@ -51,25 +57,44 @@ class VllmCpuKernel:
         torch.ops._C.prepack_moe_weight(weight, packed, self._isa)
         return packed
 
-    def compute(self, out: torch.Tensor, x: torch.Tensor, packed: Packed, pairs: Pairs) -> None:
+    def compute(self, out: Sums, x: Rows, packed: Packed, pairs: Pairs) -> None:
         given, sums = self.each(x, packed, pairs)
-        out.zero_().index_add_(0, pairs.rows, (given.float() if sums is None else sums).mul_(pairs.weights))
+        pairs.add_up(out, given.float().numpy() if sums is None else sums)
 
-    def each(self, x: torch.Tensor, packed: Packed, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def each(self, x: Rows, packed: Packed, pairs: Pairs) -> tuple[torch.Tensor, Sums | None]:
         """For each pair (pairs, hidden) what its expert says of its row: as the kernel gives it out, and before it was rounded.
 
-        Weights do not count. Raises what `ScratchPad.sums` raises.
+        Weights do not count. Good until the next call. Raises what `ScratchPad.sums` raises.
         """
         import torch
 
         count = len(pairs.rows)
-        if len(self._ones) < count:
-            self._ones = torch.ones(2 * count, 1)
-        rows, slots, ones = x.index_select(0, pairs.rows), pairs.slots.unsqueeze(1), self._ones[:count]
-        given = torch.empty_like(rows)
-        torch.ops._C.cpu_fused_moe(given, rows, *packed, None, None, ones, slots, False, "silu", self._isa)
+        batch = self._batches.get(count)
+        if batch is None:
+            batch = _Batch(count, self._hidden, self._dtype)
+            if count <= KEPT:
+                self._batches[count] = batch
+        np.take(x, pairs.rows, axis=0, out=batch.rows_as_numbers, mode="clip")
+        batch.slots_as_numbers[:, 0] = pairs.slots
+        torch.ops._C.cpu_fused_moe(
+            batch.given, batch.rows, *packed, None, None, batch.ones, batch.slots, False, "silu", self._isa
+        )
         experts, hidden, size = packed[1].shape
-        return given, None if self._pad is None else self._pad.sums(experts, count, size, hidden)
+        return batch.given, None if self._pad is None else self._pad.sums(experts, count, size, hidden)
+
+
+class _Batch:
+    """What the kernel is called with for so many pairs, each a row with one expert of weight 1."""
+
+    def __init__(self, count: int, hidden: int, dtype: torch.dtype) -> None:
+        import torch
+
+        self.rows = torch.empty(count, hidden, dtype=dtype)
+        self.given = torch.empty_like(self.rows)
+        self.ones = torch.ones(count, 1)
+        self.slots = torch.empty(count, 1, dtype=torch.int32)
+        self.rows_as_numbers: Rows = self.rows.view(torch.int16 if dtype.itemsize == HALF else dtype).numpy()
+        self.slots_as_numbers: npt.NDArray[np.int32] = self.slots.numpy()
 
 
 def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
@@ -78,29 +103,29 @@ def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
 
     if hidden % ALIGNMENT:
         _log.warning("experts are computed in plain torch: the hidden size %d is no multiple of %d", hidden, ALIGNMENT)
-        return TorchKernel()
+        return TorchKernel(dtype)
     try:
         library = _load_operators()
     except (OSError, LookupError) as error:
         _log.warning("experts are computed in plain torch: vLLM's operators cannot be loaded (%s)", error)
-        return TorchKernel()
+        return TorchKernel(dtype)
     try:
         # Whether the library has the kernel for this number format is told by calling it.
         if dtype == torch.float32:
-            _try(VllmCpuKernel(dtype), dtype, hidden)
-            return VllmCpuKernel(dtype)
+            _try(VllmCpuKernel(dtype, hidden), dtype, hidden)
+            return VllmCpuKernel(dtype, hidden)
         return _unrounded(dtype, hidden, library)
     except (RuntimeError, AttributeError) as error:
         _log.warning("experts are computed in plain torch: vLLM's kernel refuses %s (%s)", dtype, error)
-        return TorchKernel()
+        return TorchKernel(dtype)
 
 
 def _unrounded(dtype: torch.dtype, hidden: int, library: str) -> VllmCpuKernel:
     """With sums that are not rounded, if they are where they should be."""
-    plain = VllmCpuKernel(dtype)
+    plain = VllmCpuKernel(dtype, hidden)
     _try(plain, dtype, hidden)
     try:
-        kernel = VllmCpuKernel(dtype, ScratchPad(library))
+        kernel = VllmCpuKernel(dtype, hidden, ScratchPad(library))
         if all(_try(kernel, dtype, hidden) for _ in range(2)):
             return kernel
         why = "it has something else there"
@@ -121,9 +146,10 @@ def _try(kernel: VllmCpuKernel, dtype: torch.dtype, hidden: int) -> bool:
     same = True
     for count in SAMPLE_ROWS:
         x = torch.randn(count, hidden, generator=generator).to(dtype)
-        slots = torch.randint(0, SAMPLE_EXPERTS, (count,), generator=generator).sort().values.int()
-        given, sums = kernel.each(x, packed, Pairs(torch.arange(count, dtype=torch.int32), slots, torch.ones(count, 1)))
-        same = same and sums is not None and bool((sums.to(dtype) == given).all())
+        slots = torch.randint(0, SAMPLE_EXPERTS, (count,), generator=generator).sort().values.int().numpy()
+        pairs = Pairs(np.arange(count, dtype=np.int32), slots, np.ones(count, np.float32))
+        given, sums = kernel.each(x.view(torch.int16 if dtype.itemsize == HALF else dtype).numpy(), packed, pairs)
+        same = same and sums is not None and bool((torch.from_numpy(sums).to(dtype) == given).all())
     return same
 
 

@@ -9,10 +9,10 @@ None of this is vLLM's interface: `expert_kernel` tries it, and does without whe
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import numpy.typing as npt
 
 _MANAGER: Final = "_ZN9cpu_utils17ScratchPadManager22get_scratchpad_managerEv"
 _ALIGNMENT: Final = 64
@@ -31,9 +31,9 @@ class ScratchPad:
         find.restype = ctypes.c_void_p
         self._manager = _Manager.from_address(find())
         self._seen: tuple[int, int] = (0, 0)
-        self._floats: torch.Tensor | None = None
+        self._floats: npt.NDArray[np.float32] = np.zeros(0, np.float32)
 
-    def sums(self, experts: int, pairs: int, size: int, hidden: int) -> torch.Tensor:
+    def sums(self, experts: int, pairs: int, size: int, hidden: int) -> npt.NDArray[np.float32]:
         """What the last call left (pairs, hidden): good until the next one.
 
         It has to have been for `experts` of intermediate `size`, in 16 bits, with one expert for each of `pairs` rows, sorted by
@@ -45,18 +45,14 @@ class ScratchPad:
         begin, end = first // 4, first // 4 + pairs * hidden
         if end > len(floats):
             raise LookupError(f"vLLM's buffer has {4 * len(floats)} bytes, {4 * end} were expected")
-        return floats[begin:end].view(pairs, hidden)
+        return floats[begin:end].reshape(pairs, hidden)
 
-    def _whole(self) -> torch.Tensor:
+    def _whole(self) -> npt.NDArray[np.float32]:
         """All of it; it moves when it grows."""
-        import torch
-
         now = self._manager.size, self._manager.data or 0
-        if self._floats is None or now != self._seen:
-            if not all(now):
-                raise LookupError("vLLM's buffer is empty")
-            self._seen = now
-            self._floats = torch.frombuffer((ctypes.c_char * now[0]).from_address(now[1]), dtype=torch.float32)
+        if now != self._seen:
+            whole: Any = (ctypes.c_char * now[0]).from_address(now[1])
+            self._floats, self._seen = np.frombuffer(whole, np.float32), now
         return self._floats
 
 

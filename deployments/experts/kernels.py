@@ -1,26 +1,50 @@
-"""How a pool computes its experts: what a kernel does, and the plain one that runs everywhere."""
+"""How a pool computes its experts: what a kernel does, and the plain one that runs everywhere.
+
+Numbers come and go as NumPy's: in a process that has just waited each call of torch costs more than what it does for a few rows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
 
 Packed = tuple["torch.Tensor", "torch.Tensor"]
+Sums = npt.NDArray[np.float32]
+Rows = npt.NDArray[Any]
+"""(rows, hidden) float32, or numbers of 16 bits as int16, which NumPy takes them for."""
+DENSE: int = 32
+"""Up to so many pairs one product with a matrix of weights is the quickest way to add them up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Pairs of row and expert, n of them (at least 1), sorted by expert."""
 
-    rows: torch.Tensor
-    """(n,) int32."""
-    slots: torch.Tensor
-    """(n,) int32, ascending: each pair's expert, by its place in what `ExpertKernel.pack` was given."""
-    weights: torch.Tensor
-    """(n, 1) float32."""
+    rows: npt.NDArray[np.int32]
+    """(n,)."""
+    slots: npt.NDArray[np.int32]
+    """(n,), ascending: each pair's expert, by its place in what `ExpertKernel.pack` was given."""
+    weights: npt.NDArray[np.float32]
+    """(n,)."""
+
+    def add_up(self, out: Sums, parts: Sums) -> None:
+        """Write to each row of `out` the weighted sum of its pairs' `parts` (n, hidden), which may be changed."""
+        count = len(self.rows)
+        if count <= DENSE:
+            matrix = np.zeros((len(out), count), np.float32)
+            matrix[self.rows, np.arange(count)] = self.weights
+            np.dot(matrix, parts, out=out)
+            return
+        import torch
+
+        parts *= self.weights[:, None]
+        torch.from_numpy(out).zero_().index_add_(0, torch.from_numpy(self.rows), torch.from_numpy(parts))
 
 
 class ExpertKernel(Protocol):
@@ -33,8 +57,8 @@ class ExpertKernel(Protocol):
     def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
         """Weights in the form that `compute` takes, from w13 (n, 2 * intermediate, hidden), w2 (n, hidden, intermediate)."""
 
-    def compute(self, out: torch.Tensor, x: torch.Tensor, packed: Packed, pairs: Pairs) -> None:
-        """Write to `out` (rows, hidden) float32 for each row of `x` the weighted sum of its experts.
+    def compute(self, out: Sums, x: Rows, packed: Packed, pairs: Pairs) -> None:
+        """Write to `out` (rows, hidden) for each row of `x` the weighted sum of its experts.
 
         What is rounded to the format of `x` on the way is what an engine rounds, and no more: the sum is not.
         """
@@ -46,17 +70,23 @@ class TorchKernel:
     name = "torch"
     alignment = 1
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
     def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
         return w13, w2
 
-    def compute(self, out: torch.Tensor, x: torch.Tensor, packed: Packed, pairs: Pairs) -> None:
+    def compute(self, out: Sums, x: Rows, packed: Packed, pairs: Pairs) -> None:
+        import torch
         from torch.nn.functional import linear, silu
 
         w13, w2 = packed
-        out.zero_()
-        for slot in pairs.slots.unique().tolist():
-            chosen = pairs.slots == slot
-            rows = pairs.rows[chosen]
-            gate, up = linear(x[rows], w13[slot]).float().chunk(2, dim=-1)
-            inner = (silu(gate) * up).to(x.dtype)
-            out.index_add_(0, rows, linear(inner.float(), w2[slot].float()) * pairs.weights[chosen])
+        whole = torch.from_numpy(x[pairs.rows]).view(self._dtype)
+        slots = torch.from_numpy(pairs.slots)
+        parts = torch.empty(len(pairs.rows), out.shape[1])
+        for slot in slots.unique().tolist():
+            chosen = slots == slot
+            gate, up = linear(whole[chosen], w13[slot]).float().chunk(2, dim=-1)
+            inner = (silu(gate) * up).to(self._dtype)
+            parts[chosen] = linear(inner.float(), w2[slot].float())
+        pairs.add_up(out, parts.numpy())

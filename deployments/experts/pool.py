@@ -55,6 +55,7 @@ class ExpertPool:
         self.batches = 0
         self._checkpoint = checkpoint
         self._dtype = DTYPES[dtype]
+        self._number = np.dtype(np.float32 if dtype == "float32" else np.int16)
         self._kernel = kernel_for(self._dtype, self.hidden)
         self._padded = -(-checkpoint.shape.intermediate // self._kernel.alignment) * self._kernel.alignment
         self._tokens: dict[int, npt.NDArray[np.float64]] = {}
@@ -126,16 +127,12 @@ class ExpertPool:
             raise ProtocolError(f"experts {missing} of layer {header.layer} are not held here")
         if (slots[1:] < slots[:-1]).any():
             raise ProtocolError("pairs are not sorted by expert")
-        shape = rows, self.hidden
+        x = np.frombuffer(body, self._number, rows * self.hidden, PAIR_BYTES * count)
         self._kernel.compute(
-            torch.frombuffer(out, dtype=torch.float32, count=rows * self.hidden).view(shape),
-            torch.frombuffer(body, dtype=self._dtype, count=rows * self.hidden, offset=PAIR_BYTES * count).view(shape),
+            np.frombuffer(out, np.float32, rows * self.hidden).reshape(rows, self.hidden),
+            x.reshape(rows, self.hidden),
             layer.packed,
-            Pairs(
-                torch.from_numpy(numbers[0]),
-                torch.from_numpy(slots),
-                torch.frombuffer(body, dtype=torch.float32, count=count, offset=8 * count).view(count, 1),
-            ),
+            Pairs(numbers[0], slots, np.frombuffer(body, "<f4", count, 8 * count)),
         )
         took = time.perf_counter() - begun
         self.busy_s += took

@@ -53,4 +53,4 @@ def expert_kernel_of(spec: PoolsSpec) -> Callable[[torch.dtype, int], ExpertKern
         return expert_kernel
     from deployments.experts.kernels import TorchKernel
 
-    return lambda _dtype, _hidden: TorchKernel()
+    return lambda dtype, _hidden: TorchKernel(dtype)

@@ -27,7 +27,7 @@ HALVES = split_evenly(range(EXPERTS.layers), EXPERTS.experts, 2)
 
 def simulated_pool(checkpoint: SyntheticCheckpoint, holds: Holding) -> ExpertPool:
     """A pool of made-up experts as Ray Serve's replicas have it."""
-    return ExpertPool(checkpoint, holds, DTYPE, lambda _dtype, _hidden: TorchKernel())
+    return ExpertPool(checkpoint, holds, DTYPE, lambda dtype, _hidden: TorchKernel(dtype))
 
 
 class Pools:

@@ -72,7 +72,7 @@ def expected(
 
 
 def pool_of(folder: Path, holds: Holding) -> ExpertPool:
-    return ExpertPool(Checkpoint(folder), holds, "float32", lambda _dtype, _hidden: TorchKernel())
+    return ExpertPool(Checkpoint(folder), holds, "float32", lambda dtype, _hidden: TorchKernel(dtype))
 
 
 @contextlib.contextmanager
