@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import platform
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 HALF: Final = 2
 """Bytes of a number that NumPy does not know, or not as torch does."""
 KEPT: Final = 128
-"""Batches of up to so many pairs keep their memory: what is asked anew each time takes longer than what is written there."""
+"""Views of batches of up to so many pairs are kept: to make them anew takes longer than to use them."""
 SAMPLE_EXPERTS: Final = 3
 SAMPLE_ROWS: Final = (1, 5, 70)
 ALIGNMENT: Final = 32
@@ -45,6 +46,7 @@ class VllmCpuKernel:
         self._pad = pad
         self._hidden, self._dtype = hidden, dtype
         self.name = f"vllm {self._isa}"
+        self._memory = _Batch.of(1, hidden, dtype)
         self._batches: dict[int, _Batch] = {}
 
     def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> Packed:
@@ -69,11 +71,7 @@ class VllmCpuKernel:
         import torch
 
         count = len(pairs.rows)
-        batch = self._batches.get(count)
-        if batch is None:
-            batch = _Batch(count, self._hidden, self._dtype)
-            if count <= KEPT:
-                self._batches[count] = batch
+        batch = self._batches.get(count) or self._batch(count)
         np.take(x, pairs.rows, axis=0, out=batch.rows_as_numbers, mode="clip")
         batch.slots_as_numbers[:, 0] = pairs.slots
         torch.ops._C.cpu_fused_moe(
@@ -82,19 +80,45 @@ class VllmCpuKernel:
         experts, hidden, size = packed[1].shape
         return batch.given, None if self._pad is None else self._pad.sums(experts, count, size, hidden)
 
+    def _batch(self, count: int) -> _Batch:
+        """Memory for so many pairs; all batches share it."""
+        if count > len(self._memory.rows):
+            self._batches.clear()
+            self._memory = _Batch.of(2 * count, self._hidden, self._dtype)
+        batch = self._memory.first(count)
+        if count <= KEPT:
+            self._batches[count] = batch
+        return batch
 
+
+@dataclass(slots=True)
 class _Batch:
     """What the kernel is called with for so many pairs, each a row with one expert of weight 1."""
 
-    def __init__(self, count: int, hidden: int, dtype: torch.dtype) -> None:
+    rows: torch.Tensor
+    given: torch.Tensor
+    ones: torch.Tensor
+    slots: torch.Tensor
+    rows_as_numbers: Rows = field(init=False)
+    slots_as_numbers: npt.NDArray[np.int32] = field(init=False)
+
+    def __post_init__(self) -> None:
         import torch
 
-        self.rows = torch.empty(count, hidden, dtype=dtype)
-        self.given = torch.empty_like(self.rows)
-        self.ones = torch.ones(count, 1)
-        self.slots = torch.empty(count, 1, dtype=torch.int32)
-        self.rows_as_numbers: Rows = self.rows.view(torch.int16 if dtype.itemsize == HALF else dtype).numpy()
-        self.slots_as_numbers: npt.NDArray[np.int32] = self.slots.numpy()
+        self.rows_as_numbers = self.rows.view(torch.int16 if self.rows.itemsize == HALF else self.rows.dtype).numpy()
+        self.slots_as_numbers = self.slots.numpy()
+
+    @classmethod
+    def of(cls, count: int, hidden: int, dtype: torch.dtype) -> _Batch:
+        """Memory for so many pairs."""
+        import torch
+
+        rows, slots = torch.zeros(count, hidden, dtype=dtype), torch.zeros(count, 1, dtype=torch.int32)
+        return cls(rows, torch.zeros_like(rows), torch.ones(count, 1), slots)
+
+    def first(self, count: int) -> _Batch:
+        """The first of them, in the same memory."""
+        return _Batch(self.rows[:count], self.given[:count], self.ones[:count], self.slots[:count])
 
 
 def expert_kernel(dtype: torch.dtype, hidden: int) -> ExpertKernel:
