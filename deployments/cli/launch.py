@@ -19,7 +19,7 @@ from deployments.cli.obtain import obtain_models, sources_of
 from deployments.cli.place import Place, find_place, require_state_directory
 from deployments.cli.progress import Waiting
 from deployments.cli.signals import stop_on_signals
-from deployments.cli.teardown import stop_cluster
+from deployments.cli.teardown import STOP_TIMEOUT_S, stop_cluster, stop_limit
 from deployments.head.state import ClusterState, Phase, read_state
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 START_SLACK_S = 120.0
 """Seconds beyond the slowest model's own limit that a start may take."""
 
-STOP_TIMEOUT_S = 60.0
 WATCH_S = 1.0
 
 
@@ -251,9 +250,8 @@ def _bring_down(head: HeadProcess, place: Place, why: str) -> None:
     cluster_id = head.state.cluster_id if head.state is not None else None
     try:
         with Waiting(why[:1].upper() + why[1:]) as waiting:
-            stop_cluster(
-                place.state_dir, head.pid, cluster_id, STOP_TIMEOUT_S, lambda doing: waiting.part("cluster", doing)
-            )
+            limit_s = STOP_TIMEOUT_S if head.state is None else stop_limit(head.state)
+            stop_cluster(place.state_dir, head.pid, cluster_id, limit_s, lambda doing: waiting.part("cluster", doing))
     except KeyboardInterrupt:
         output.remark("Ending it at once.")
         stop_cluster(place.state_dir, head.pid, cluster_id, 0.0, lambda _doing: None)

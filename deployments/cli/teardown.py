@@ -16,6 +16,8 @@ from deployments.head.state import TEMPORARY_PREFIX, ClusterState, read_state, r
 from deployments.processes import kill_all, process_state
 
 POLL_S = 0.1
+STOP_TIMEOUT_S = 60.0
+"""Seconds that every cluster is given to stop by itself."""
 SWEEP_GRACE_S = 3.0
 SWEEP_ROUNDS = 5
 
@@ -32,6 +34,11 @@ class Stopped:
     """The head did not end by itself in time."""
     swept: int
     """Processes that the head had left behind and that were ended one by one."""
+
+
+def stop_limit(state: ClusterState) -> float:
+    """Seconds after which a cluster that does not stop by itself is ended by force."""
+    return max(STOP_TIMEOUT_S, state.stop_s + SWEEP_GRACE_S * SWEEP_ROUNDS)
 
 
 def stop_cluster(

@@ -19,6 +19,10 @@ _ALIGNMENT: Final = 64
 """Bytes."""
 
 
+MOST_BYTES: Final = 2**31
+"""vLLM counts them in 32 bits."""
+
+
 class _Manager(ctypes.Structure):
     _fields_ = (("size", ctypes.c_size_t), ("data", ctypes.c_void_p))
 
@@ -29,7 +33,7 @@ class ScratchPad:
     def __init__(self, path: str) -> None:
         find = getattr(ctypes.CDLL(path), _MANAGER)
         find.restype = ctypes.c_void_p
-        self._manager = _Manager.from_address(find())
+        self._find = find
         self._seen: tuple[int, int] = (0, 0)
         self._floats: npt.NDArray[np.float32] = np.zeros(0, np.float32)
 
@@ -49,8 +53,12 @@ class ScratchPad:
 
     def _whole(self) -> npt.NDArray[np.float32]:
         """All of it; it moves when it grows."""
-        now = self._manager.size, self._manager.data or 0
+        # Asked for each time: should it be one for each thread, this is the one of the call.
+        manager = _Manager.from_address(self._find())
+        now = manager.size, manager.data or 0
         if now != self._seen:
+            if not (0 < now[0] <= MOST_BYTES and now[0] % _ALIGNMENT == now[1] % _ALIGNMENT == 0 < now[1]):
+                raise LookupError("vLLM's buffer is not what it was")
             whole: Any = (ctypes.c_char * now[0]).from_address(now[1])
             self._floats, self._seen = np.frombuffer(whole, np.float32), now
         return self._floats

@@ -6,7 +6,7 @@ Numbers come and go as NumPy's: in a process that has just waited each call of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ Packed = tuple["torch.Tensor", "torch.Tensor"]
 Sums = npt.NDArray[np.float32]
 Rows = npt.NDArray[Any]
 """(rows, hidden) float32, or numbers of 16 bits as int16, which NumPy takes them for."""
-DENSE: int = 32
+DENSE: Final = 32
 """Up to so many pairs one product with a matrix of weights is the quickest way to add them up."""
 
 
@@ -33,14 +33,20 @@ class Pairs:
     weights: npt.NDArray[np.float32]
     """(n,)."""
 
+    def some(self, first: int, end: int) -> Pairs:
+        """Those between two places."""
+        return Pairs(self.rows[first:end], self.slots[first:end], self.weights[first:end])
+
     def add_up(self, out: Sums, parts: Sums) -> None:
         """Write to each row of `out` the weighted sum of its pairs' `parts` (n, hidden), which may be changed."""
         count = len(self.rows)
         if count <= DENSE:
             matrix = np.zeros((len(out), count), np.float32)
             matrix[self.rows, np.arange(count)] = self.weights
-            np.dot(matrix, parts, out=out)
-            return
+            # Zero times infinity is none: rows that have such numbers must not spoil others.
+            with np.errstate(invalid="ignore", over="ignore"):
+                if np.isfinite(np.dot(matrix, parts, out=out).sum()):
+                    return
         import torch
 
         parts *= self.weights[:, None]
@@ -86,7 +92,7 @@ class TorchKernel:
         parts = torch.empty(len(pairs.rows), out.shape[1])
         for slot in slots.unique().tolist():
             chosen = slots == slot
-            gate, up = linear(whole[chosen], w13[slot]).float().chunk(2, dim=-1)
+            gate, up = linear(whole[chosen].float(), w13[slot].float()).chunk(2, dim=-1)
             inner = (silu(gate) * up).to(self._dtype)
             parts[chosen] = linear(inner.float(), w2[slot].float())
         pairs.add_up(out, parts.numpy())

@@ -103,6 +103,10 @@ class ExpertPool:
         """How long the body of a REQUEST with this header has to be."""
         return header.rows * self.hidden * self._dtype.itemsize + header.pairs * PAIR_BYTES
 
+    def most_pairs(self, header: Header) -> int:
+        """How many pairs a REQUEST may have: each row one with each expert."""
+        return header.rows * self._checkpoint.experts
+
     def reply_bytes(self, header: Header) -> int:
         """How long the body of the answer is."""
         return header.rows * self.hidden * SUM_BYTES
@@ -142,8 +146,11 @@ class ExpertPool:
     def count(self, header: Header, body: memoryview) -> int:
         """Take a request that was computed into the count; returns its pairs of row and expert."""
         experts = np.frombuffer(body, dtype="<i4", count=header.pairs, offset=4 * header.pairs)
-        self._tokens[header.layer] += np.bincount(experts, minlength=self._checkpoint.experts)
-        return header.pairs
+        weights = np.frombuffer(body, dtype="<f4", count=header.pairs, offset=8 * header.pairs)
+        # Where fewer experts than usual stand in for others, the places that are left have no weight.
+        counts = np.bincount(experts, weights != 0, self._checkpoint.experts)
+        self._tokens[header.layer] += counts
+        return int(counts.sum())
 
     @property
     def pairs(self) -> int:

@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 256
 MAX_UNSENT_BYTES: Final = 64 * 2**20
 """Of answers that a trunk does not read. It waits for them, so one that leaves them lying is broken."""
+MAX_REPLY_BYTES: Final = 2**30
 IDLE_S: Final = 0.5
 
 
@@ -215,8 +216,10 @@ class PoolServer:
             if header.kind != FrameKind.HELLO or header.body > MAX_GREETING_BYTES or header.rows:
                 raise ProtocolError("a peer has to prove first that it knows the secret")
         elif header.kind == FrameKind.REQUEST:
-            if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= MAX_ROWS * 16):
+            if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= self._pool.most_pairs(header)):
                 raise ProtocolError(f"{header.rows} rows with {header.pairs} pairs are more or fewer than are taken")
+            if self._pool.reply_bytes(header) > MAX_REPLY_BYTES:
+                raise ProtocolError(f"the answer for {header.rows} rows would be longer than {MAX_REPLY_BYTES} bytes")
             if header.body != self._pool.request_bytes(header):
                 raise ProtocolError("the body is not as long as its rows and pairs are")
         elif header.kind != FrameKind.STATS or header.body or header.rows:
@@ -238,6 +241,9 @@ class PoolServer:
             self._cut(peer, error)
         except OSError:
             self._close(peer)
+        except Exception as error:  # noqa: BLE001 - what one trunk asked for must not end what others use
+            _log.exception("a batch could not be computed")
+            self._cut(peer, ProtocolError(f"the batch could not be computed ({type(error).__name__})"))
 
     def _compute(self, peer: Peer, header: Header, body: memoryview) -> None:
         if time.monotonic() - peer.arrived > header.microseconds / 1e6:
@@ -246,7 +252,7 @@ class PoolServer:
             return
         size = HEADER.size + self._pool.reply_bytes(header)
         if len(self._answer) < size:
-            # A new one: tensors still look into the old.
+            # A new one: an answer that is held back still looks into the old.
             self._answer = bytearray(size)
         answer = memoryview(self._answer)[:size]
         took = self._pool.compute(header, body, answer[HEADER.size :])
@@ -300,7 +306,8 @@ class PoolServer:
             with suppress(BlockingIOError):
                 sent = peer.socket.send(data)
         if sent < len(data):
-            if len(peer.unsent) + len(data) - sent > MAX_UNSENT_BYTES:
+            # One answer is taken however long it is; a trunk that reads asks for no second one meanwhile.
+            if peer.unsent and len(peer.unsent) + len(data) - sent > MAX_UNSENT_BYTES:
                 raise ProtocolError("the peer does not read its answers")
             peer.unsent += data[sent:]
             self._selector.modify(peer.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)

@@ -256,6 +256,7 @@ class Head:
             ray_temp_dir=self._ray_temp_dir,
             ready_after_s=self._ready_after,
             models=dict(self._models),
+            stop_s=self._stop_s,
         )
         try:
             write_state(self._options.state_dir, state)
@@ -272,21 +273,27 @@ class Head:
 
     def _shut_down(self, cluster: RayCluster, guard: Guard) -> None:
         self._write(Phase.STOPPING, "stopping")
-        # Whatever hangs on the way down, the processes end: the graceful way has this long.
-        drain_s = max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
         ours = [INGRESS_APPLICATION]
         for name, application in self._applications.items():
             ours += applications_of(application, self._config.models[name])
-        lame_duck_s = self._config.ingress.lame_duck_s
-        told = (drain_s, ours, lame_duck_s)
+        told = (self._drain_s, ours, self._config.ingress.lame_duck_s)
         graceful = threading.Thread(target=cluster.stop, args=told, name="graceful-stop", daemon=True)
         graceful.start()
-        graceful.join(lame_duck_s + drain_s + STOP_S)
+        # Whatever hangs on the way down, the processes end: the graceful way has this long.
+        graceful.join(self._stop_s)
         attempt("end the guard", guard.close)
         attempt("end what is left", self._sweep)
         attempt("remove Ray's directory", cluster.remove_temporary)
         attempt("remove what pools left", lambda: remove_pools_folder(self._options.state_dir))
         attempt("settle the state file", self._settle)
+
+    @property
+    def _drain_s(self) -> float:
+        return max((model.replicas.drain_timeout_s for model in self._config.models.values()), default=0.0)
+
+    @property
+    def _stop_s(self) -> float:
+        return self._config.ingress.lame_duck_s + self._drain_s + STOP_S
 
     def _sweep(self) -> None:
         leftovers = processes_of(self._cluster_id)

@@ -18,6 +18,8 @@ from deployments.head.state import TEMPORARY_PREFIX
 
 NAMESPACE = "pointsman"
 
+TELLING_S = 2.0
+"""Seconds until Serve has told an application to stop."""
 DRAIN_POLL_S = 0.2
 
 
@@ -90,8 +92,8 @@ class RayCluster:
         for number, name in enumerate(applications):
             if name in present:
                 serve.delete(name, _blocking=False)
-            if number == 0 and lame_duck_s > 0:
-                time.sleep(lame_duck_s)
+                if number == 0 and lame_duck_s > 0:
+                    time.sleep(lame_duck_s + TELLING_S)
         deadline = time.monotonic() + limit_s
         while not serve.status().applications.keys().isdisjoint(applications) and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_S)

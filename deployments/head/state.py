@@ -63,6 +63,8 @@ class ClusterState(msgspec.Struct, frozen=True):
     """Directory of Ray's sockets and logs; empty for a Ray cluster that is not our own."""
     ready_after_s: float | None = None
     models: dict[str, ModelState] = {}
+    stop_s: float = 0.0
+    """Seconds that it may take to stop by itself."""
 
     @property
     def url(self) -> str:

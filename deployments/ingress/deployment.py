@@ -133,9 +133,9 @@ class Ingress:
         """Serve awaits this when it stops an ingress gracefully: others send elsewhere first, and running requests end."""
         if not hasattr(self, "_lag"):
             return
-        self._lag.cancel()
         self._health.leaving = True
         await self._server.stop(self._app.config.ingress.lame_duck_s)
+        self._lag.cancel()
         self._precision.stop()
         self._experts.stop()
         self._pools.stop()

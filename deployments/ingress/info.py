@@ -35,7 +35,7 @@ class InfoPages:
         With `?exclude=models` (as the API server of Kubernetes has it) only this ingress counts. One that is to stop is not ready.
         """
         health = self._services.health.models()
-        alone = exchange.scope["query_string"] == EXCLUDE_MODELS
+        alone = EXCLUDE_MODELS in exchange.scope["query_string"].split(b"&")
         everything = alone or all(model.healthy or model.parked for model in health.values())
         models = {
             name: {"ready": model.healthy, "replicas": model.ready_replicas, "reason": model.reason or None}

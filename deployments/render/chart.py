@@ -90,6 +90,7 @@ def chart_values(config: ClusterConfig) -> dict[str, Any]:
             "shmBytes": pods.SHM_BYTES,
             "startSlackSeconds": pods.START_SLACK_S,
             "state": layout.STATE,
+            "successorSeconds": layout.SUCCESSOR_S,
             "surge": layout.SURGE,
             "user": layout.USER,
         },

@@ -42,6 +42,8 @@ SURGE: Final = 1
 """Pods of a group beyond its replicas: while a replica is replaced, the new one starts before the old one stops."""
 GRACE_SLACK_S: Final = 30
 """Seconds that a pod may take to end beyond the longest request."""
+SUCCESSOR_S: Final = 60
+"""Seconds that an ingress on a machine that is emptied may wait for its successor: so long before its own end Serve stops it anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def groups(config: ClusterConfig) -> tuple[Group, ...]:
         gpus=0,
         min=config.ingress.replicas,
         max=config.ingress.replicas,
-        grace_s=math.ceil(config.ingress.lame_duck_s) + longest_request_s(config) + GRACE_SLACK_S,
+        grace_s=SUCCESSOR_S + lame_duck_s(config) + longest_request_s(config) + GRACE_SLACK_S,
         start_s=max(math.ceil(model.replicas.start_timeout_s) for model in config.models.values()),
         variables=() if password is None else (password,),
     )
@@ -108,7 +110,8 @@ def _of_model(config: ClusterConfig, name: str, model: ModelConfig) -> Iterator[
     where = section(config)
     replicas = model.replicas
     key = None if model.upstream is None else model.upstream.api_key_env
-    drain_s = max(longest_request_s(config), math.ceil(replicas.drain_timeout_s))
+    # Ingresses that go at the same time still send requests for a while.
+    drain_s = lame_duck_s(config) + max(longest_request_s(config), math.ceil(replicas.drain_timeout_s))
     yield Group(
         name=group_name(name),
         resource=resource_of(group_name(name)),
@@ -152,6 +155,11 @@ def resource_of(group: str) -> str:
 def longest_request_s(config: ClusterConfig) -> int:
     """Seconds that a request may take at most, by the contracts."""
     return math.ceil(max((contract.timeout_s for contract in config.contracts.values()), default=DEFAULT_TIMEOUT_S))
+
+
+def lame_duck_s(config: ClusterConfig) -> int:
+    """Seconds that an ingress which is to stop still takes requests."""
+    return math.ceil(config.ingress.lame_duck_s)
 
 
 def environment(config: ClusterConfig) -> dict[str, str]:

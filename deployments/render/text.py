@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import yaml
+
+_ELSEWHERE: Final = re.compile(r"[-+.0-9]|[yYnN]$")
+"""What other readers may take for a number or a truth value, which PyYAML, who knows YAML 1.1, does not: `1e3`, `0o17`, `y`."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -22,17 +26,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else '"' if _is_number(text) else None
+    style = "|" if "\n" in text else '"' if _ELSEWHERE.match(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-def _is_number(text: str) -> bool:
-    """Whether some reader takes it for one: `1e3` is a number in YAML 1.2 alone, and PyYAML knows 1.1."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 _Dumper.add_representer(str, _text)

@@ -14,14 +14,20 @@ from deployments.cli.options import Json, StateDir
 def down(
     state_dir: StateDir = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0, metavar="SECONDS", help="End it by force after so long.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0,
+            metavar="SECONDS",
+            help="End it by force after so long. Default: what its config gives it, and at least a minute.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> ExitCode:
     """Stop the cluster and every process of it, also after its head process was killed."""
     from deployments.cli.place import find_place, head_runs
     from deployments.cli.progress import Waiting
-    from deployments.cli.teardown import stop_cluster
+    from deployments.cli.teardown import stop_cluster, stop_limit
 
     place = find_place(state_dir)
     state = place.noted
@@ -37,7 +43,7 @@ def down(
             place.state_dir,
             state.pid,
             state.cluster_id,
-            timeout,
+            stop_limit(state) if timeout is None else timeout,
             lambda doing: waiting.part("cluster", doing),
             head_runs=runs,
         )

@@ -5,6 +5,7 @@
 {{- $where := $config.deployment -}}
 {{- $slack := int64 $pods.graceSlackSeconds -}}
 {{- $longest := include "pointsman.longest" . | int64 -}}
+{{- $lameDuck := ceil $config.ingress.lame_duck_s | int64 -}}
 {{- $start := 0 -}}
 {{- range $config.models -}}
 {{- $start = max $start (ceil .replicas.start_timeout_s | int64) -}}
@@ -17,13 +18,13 @@
   gpus: 0
   min: {{ int64 $config.ingress.replicas }}
   max: {{ int64 $config.ingress.replicas }}
-  grace: {{ add (ceil $config.ingress.lame_duck_s | int64) $longest $slack }}
+  grace: {{ add (int64 $pods.successorSeconds) $lameDuck $longest $slack }}
   start: {{ $start }}
   variables: {{ if $config.records.password_env }}[{{ $config.records.password_env | quote }}]{{ else }}[]{{ end }}
 {{- range $name, $model := $config.models }}
 {{- $replicas := $model.replicas }}
 {{- $group := include "pointsman.modelGroup" $name }}
-{{- $drain := max $longest (ceil $replicas.drain_timeout_s | int64) }}
+{{- $drain := max $longest (ceil $replicas.drain_timeout_s | int64) | add $lameDuck }}
 {{- $key := dig "upstream" "api_key_env" "" $model }}
 - name: {{ $group }}
   resource: {{ include "pointsman.resource" $group }}

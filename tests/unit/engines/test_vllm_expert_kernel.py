@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from deployments.engines import vllm_expert_kernel
 from deployments.engines.vllm_expert_kernel import VllmCpuKernel, expert_kernel
+from deployments.engines.vllm_scratchpad import ScratchPad
 from deployments.experts.kernels import ExpertKernel, Pairs, TorchKernel
 
 HIDDEN, SIZE, EXPERTS, TOP_K = 96, 64, 6, 3
@@ -51,13 +56,16 @@ def in_pools(kernel: ExpertKernel, x: torch.Tensor, weights: torch.Tensor, exper
         slots, rows, places = (np.array(one, dtype=np.int32) for one in zip(*pairs, strict=True))
         # What stood there before must not matter.
         part = np.full((len(x), HIDDEN), 7.0, np.float32)
-        numbers = x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
-        kernel.compute(part, numbers, packed, Pairs(rows, slots, weights.numpy()[rows, places]))
+        kernel.compute(part, numbers(x), packed, Pairs(rows, slots, weights.numpy()[rows, places]))
         total += torch.from_numpy(part)
     return total
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32])
+def numbers(x: torch.Tensor) -> npt.NDArray[Any]:
+    return x.view(torch.int16).numpy() if x.itemsize == 2 else x.numpy()
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float32])
 def kernel(request: pytest.FixtureRequest) -> tuple[torch.dtype, VllmCpuKernel]:
     made = expert_kernel(request.param, HIDDEN)
     assert isinstance(made, VllmCpuKernel), "vLLM's operators are installed"
@@ -72,9 +80,40 @@ def test_pools_and_engine_round_alike(kernel: tuple[torch.dtype, VllmCpuKernel],
         # The second time in memory that was used before.
         told, known = in_pools(computes, *given), in_an_engine(computes, *given)
         torch.testing.assert_close(told, known.float(), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
-        if dtype != torch.float32:
+        if dtype != torch.float32 and rounds_to_the_nearest(computes, *given):
             # To the bit, but for sums that lie where the order of adding decides.
             assert (told.to(dtype) == known).float().mean() > 0.999
+
+
+def rounds_to_the_nearest(kernel: VllmCpuKernel, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> bool:
+    """Where AVX-512 has no instruction for bfloat16 vLLM cuts off what torch rounds."""
+    packed = kernel.pack(*a_layer(x.dtype))
+    rows = np.arange(len(x), dtype=np.int32)
+    first = Pairs(rows, np.zeros_like(rows), np.ones(len(x), np.float32))
+    given, sums = kernel.each(numbers(x), packed, first)
+    return sums is not None and torch.equal(torch.from_numpy(sums).to(x.dtype), given)
+
+
+def test_many_pairs_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    computes = expert_kernel(torch.bfloat16, HIDDEN)
+    given = routed(100, torch.bfloat16)
+    whole = in_pools(computes, *given)
+    monkeypatch.setattr(vllm_expert_kernel, "MOST_BYTES", 17 * (4 * HIDDEN + 2 * SIZE))
+    torch.testing.assert_close(in_pools(computes, *given), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_without_the_sums_parts_are_rounded_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        ScratchPad, "sums", lambda _pad, _experts, pairs, _size, hidden: np.zeros((pairs, hidden), np.float32)
+    )
+    made = expert_kernel(torch.bfloat16, HIDDEN)
+    assert "pools round each part of a sum" in caplog.text
+    given = routed(40, torch.bfloat16)
+    assert isinstance(made, VllmCpuKernel)
+    known = in_an_engine(made, *given).float()
+    torch.testing.assert_close(in_pools(made, *given), known, rtol=3e-2, atol=3e-2)
 
 
 def test_plain_torch_says_the_same() -> None:
@@ -82,4 +121,4 @@ def test_plain_torch_says_the_same() -> None:
     told = in_pools(TorchKernel(torch.bfloat16), *given)
     computes = expert_kernel(torch.bfloat16, HIDDEN)
     assert isinstance(computes, VllmCpuKernel)
-    torch.testing.assert_close(told, in_an_engine(computes, *given).float(), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(told, in_an_engine(computes, *given).float(), rtol=1e-2, atol=2e-3)

@@ -63,8 +63,15 @@ def test_applications_may_drain_as_long_as_they_are_allowed_to(monkeypatch, take
 def test_models_are_there_as_long_as_the_ingress_takes_requests(monkeypatch):
     world = World(30)
     stop(world, monkeypatch, 120, lame_duck_s=20)
-    assert world.told_at == [0.0, 20.0]
+    # Serve takes a moment to tell the ingress, which then takes requests for as long as it was given.
+    assert world.told_at == [0.0, 20.0 + ray_cluster.TELLING_S]
     assert world.now - 100.0 == pytest.approx(30, abs=0.3)
+
+
+def test_nobody_waits_for_an_ingress_that_is_not_there(monkeypatch):
+    world = World(0)
+    stop(world, monkeypatch, 120, lame_duck_s=20)
+    assert world.now == 100.0
 
 
 def test_on_a_cluster_that_ran_already_what_others_serve_stays(monkeypatch):

@@ -102,10 +102,10 @@ def test_a_value_that_is_changed_changes_what_follows_from_it(tmp_path: Path) ->
 
 
 def test_names_that_yaml_has_other_types_for_stay_names(document: Object, tmp_path: Path) -> None:
-    document["name"] = "true"
+    document["name"] = "n"
     document["deployment"] |= {
         "namespace": "1e3", "redis_secret": "0123", "ray_token_secret": "null", "keys_secret": "1", "environment_secret": "no",
-        "pools_secret": "1e1", "storage_class": "yes",
+        "pools_secret": "0o17", "storage_class": "yes",
     }  # fmt: skip
     config = parse(document)
     write_chart(config, tmp_path)
