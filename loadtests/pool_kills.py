@@ -128,7 +128,11 @@ async def _kill(on: Stage, watch: Watch, number: int, source: random.Random) -> 
         raise ClusterError("no process of a replica of a pool was found; does it run on this machine?")
     pid = source.choice(sorted(actors))
     pool = actors[pid]
-    before = _names(await _sample(watch), pool)
+    count = sum(one == pool for one in actors.values())
+    # One that has only just answered may not be told of everywhere.
+    deadline = time.monotonic() + REPLACED_S
+    while len(before := _names(await _sample(watch), pool)) != count and time.monotonic() < deadline:
+        await asyncio.sleep(_EVERY_S)
     os.kill(pid, signal.SIGKILL)
     killed, replaced_s = time.monotonic(), None
     while time.monotonic() - killed < REPLACED_S:
@@ -136,7 +140,7 @@ async def _kill(on: Stage, watch: Watch, number: int, source: random.Random) -> 
         now = _names(await _sample(watch), pool)
         if now - before and replaced_s is None:
             replaced_s = time.monotonic() - killed
-        if replaced_s is not None and len(now) == len(before):
+        if replaced_s is not None and len(now) == count:
             return Kill(number, pool, pid, replaced_s)
     raise ClusterError(f"a replica of pool {pool} was not replaced within {REPLACED_S:g} s; see `pointsman experts`")
 
