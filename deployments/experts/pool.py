@@ -13,11 +13,12 @@ import torch
 from cluster.experts.pools import Holding, holding_to_json
 from deployments.experts.kernels import ExpertKernel, Packed, Pairs
 from deployments.experts.source import ExpertSource
-from deployments.experts.wire import PAIR_BYTES, SUM_BYTES, Header, ProtocolError
+from deployments.experts.wire import MAX_ROWS, PAIR_BYTES, SUM_BYTES, Header, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MAX_REPLY_BYTES: Final = 2**30
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -99,13 +100,16 @@ class ExpertPool:
             self._tokens.setdefault(number, np.zeros(self._checkpoint.experts))
         self._layers, self.holds = prepared.layers, prepared.holds
 
-    def request_bytes(self, header: Header) -> int:
-        """How long the body of a REQUEST with this header has to be."""
-        return header.rows * self.hidden * self._dtype.itemsize + header.pairs * PAIR_BYTES
-
-    def most_pairs(self, header: Header) -> int:
-        """How many pairs a REQUEST may have: each row one with each expert."""
-        return header.rows * self._checkpoint.experts
+    def require(self, header: Header) -> None:
+        """Raises `ProtocolError` for a REQUEST that cannot be one, by its header."""
+        rows, pairs = header.rows, header.pairs
+        # A row has each expert once at most.
+        if not (0 < rows <= MAX_ROWS and rows <= pairs <= rows * self._checkpoint.experts):
+            raise ProtocolError(f"{rows} rows with {pairs} pairs are more or fewer than are taken")
+        if self.reply_bytes(header) > MAX_REPLY_BYTES:
+            raise ProtocolError(f"the answer for {rows} rows would be longer than {MAX_REPLY_BYTES} bytes")
+        if header.body != rows * self.hidden * self._dtype.itemsize + pairs * PAIR_BYTES:
+            raise ProtocolError("the body is not as long as its rows and pairs are")
 
     def reply_bytes(self, header: Header) -> int:
         """How long the body of the answer is."""

@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 256
 MAX_UNSENT_BYTES: Final = 64 * 2**20
 """Of answers that a trunk does not read. It waits for them, so one that leaves them lying is broken."""
-MAX_REPLY_BYTES: Final = 2**30
 IDLE_S: Final = 0.5
 
 
@@ -216,12 +215,7 @@ class PoolServer:
             if header.kind != FrameKind.HELLO or header.body > MAX_GREETING_BYTES or header.rows:
                 raise ProtocolError("a peer has to prove first that it knows the secret")
         elif header.kind == FrameKind.REQUEST:
-            if not (0 < header.rows <= MAX_ROWS and header.rows <= header.pairs <= self._pool.most_pairs(header)):
-                raise ProtocolError(f"{header.rows} rows with {header.pairs} pairs are more or fewer than are taken")
-            if self._pool.reply_bytes(header) > MAX_REPLY_BYTES:
-                raise ProtocolError(f"the answer for {header.rows} rows would be longer than {MAX_REPLY_BYTES} bytes")
-            if header.body != self._pool.request_bytes(header):
-                raise ProtocolError("the body is not as long as its rows and pairs are")
+            self._pool.require(header)
         elif header.kind != FrameKind.STATS or header.body or header.rows:
             raise ProtocolError(f"a frame of kind {header.kind} is not for a pool")
 

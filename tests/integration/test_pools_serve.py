@@ -134,7 +134,8 @@ def test_a_killed_replica_costs_no_request_and_is_replaced(cluster: RunningClust
         wait_for(lambda: [one for one in pool_of(cluster, "moe", "0") if one.pid != before], timeout_s=60)
         with cluster.client() as client:
             wait_for(lambda: not degraded(client), timeout_s=30, every_s=0.2)
-        assert answering(cluster)["0"] == 1
+        # What pools are there is told twice a second, apart from answers.
+        wait_for(lambda: answering(cluster)["0"] == 1, timeout_s=30, every_s=0.2)
     assert not load.failed
 
 
