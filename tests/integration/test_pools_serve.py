@@ -144,7 +144,7 @@ def test_the_one_who_decides_may_die(cluster: RunningCluster) -> None:
         before = view(cluster)["version"]
         keeper_of(cluster, "moe").kill()
         wait_for(lambda: view(cluster)["version"] > before, timeout_s=60, every_s=0.2)
-        assert set(answering(cluster).values()) == {1}
+        wait_for(lambda: set(answering(cluster).values()) == {1}, timeout_s=30, every_s=0.2)
     assert not load.failed
 
 
