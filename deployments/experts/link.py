@@ -81,7 +81,6 @@ class Link:
         except (OSError, ProtocolError, PoolMapError) as error:
             self.close()
             raise self._failed(error) from None
-        self.max_rows = welcome.max_rows
         self.wait_at_most(timeout_s)
 
     def wait_at_most(self, timeout_s: float) -> None:
